@@ -1,0 +1,40 @@
+"""What can go wrong that a user can put right.
+
+Every message says what, where, wanted and got, and the way out, in one line. ``cli.main`` prints it in red
+and exits 1; anything that is not a ``CxrError`` is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CxrError(Exception):
+    """Something the user can put right: the message says how."""
+
+
+class SettingsError(CxrError):
+    """A setting in ``cxr.toml``, the environment or a flag is unknown or of the wrong type."""
+
+
+class DataError(CxrError):
+    """The images, their folders or their table are not what the command needs."""
+
+
+class BackboneError(CxrError):
+    """A backbone is unknown, or its weights cannot be had or do not fit it."""
+
+
+class StoreError(CxrError):
+    """A feature store is missing, damaged, or holds something else than what was asked for."""
+
+
+class RunError(CxrError):
+    """A run is missing, damaged, or cannot be made from the data given."""
+
+
+def nearest(wanted: str, known: Iterable[str], count: int = 3) -> str:
+    """Offer the nearest valid names: ``"; did you mean a, b?"``, or nothing where none is near."""
+    close = difflib.get_close_matches(wanted, list(known), n=count, cutoff=0.5)
+    return f"; did you mean {', '.join(close)}?" if close else ""
