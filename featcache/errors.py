@@ -36,5 +36,5 @@ class RunError(CxrError):
 
 def nearest(wanted: str, known: Iterable[str], count: int = 3) -> str:
     """Offer the nearest valid names: ``"; did you mean a, b?"``, or nothing where none is near."""
-    close = difflib.get_close_matches(wanted, list(known), n=count, cutoff=0.5)
+    close = difflib.get_close_matches(wanted, sorted(set(known)), n=count, cutoff=0.5)
     return f"; did you mean {', '.join(close)}?" if close else ""

@@ -1,0 +1,93 @@
+"""Whole files or none: write beside the target, flush to the disk, rename, flush the folder.
+
+A reader never sees half a file, and a kill at any instant leaves the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from featcache.errors import CxrError
+
+TEMPORARY_PREFIX = ".partial-"
+
+
+class WriteError(CxrError):
+    """A file or folder could not be written: disk full, read-only, or no permission."""
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write ``data`` as the whole content of ``path``, or leave ``path`` as it was.
+
+    Raises:
+        WriteError: the disk is full or the folder cannot be written; nothing of ours stays behind.
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _explained(path, len(data), error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8; see ``write_bytes``."""
+    write_bytes(path, text.encode())
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path`` that becomes ``path`` when the block ends well.
+
+    Raises:
+        WriteError: the disk is full, the place cannot be written, or ``path`` already exists.
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}-{path.name}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync_file(file)
+        temporary.rename(path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _explained(path, None, error) from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _explained(path: Path, size: int | None, error: OSError) -> WriteError:
+    need = f" ({size / 2**20:.1f} MiB)" if size is not None else ""
+    reason = error.strerror or str(error)
+    return WriteError(
+        f"cannot write {path}{need}: {reason}; free some space or name another place with --cache, "
+        "then run the same command again: what was finished is kept"
+    )

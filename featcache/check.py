@@ -1,0 +1,186 @@
+"""Reading every file of an image table: content hashes, sizes, and what is odd or unreadable."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.decode import UnreadableImageError, decode, oversize_is_an_error, read_header
+from featcache.images import SPLIT_FOLDERS, ImageTable, strings
+
+MAX_FILE_BYTES = 512 * 2**20
+"""No radiograph is larger; reading stops there, so that a hostile file cannot fill the memory."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quarantined:
+    """An image that could not be used, and why; it is listed everywhere and never dropped in silence."""
+
+    image_id: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scan:
+    """An image table with hashes and sizes, and the images left out of it.
+
+    Attributes:
+        table: the readable images.
+        quarantined: the others.
+        odd: image_id and what is unusual of it (mode, rotation), for images that are used nevertheless.
+    """
+
+    table: ImageTable
+    quarantined: tuple[Quarantined, ...]
+    odd: tuple[Quarantined, ...]
+
+
+def read_file(root: Path, image_id: str) -> bytes:
+    """Read an image's bytes; a link may not lead out of ``root``.
+
+    Raises:
+        UnreadableImageError: missing, unreadable, too large, or outside the data folder.
+    """
+    path = root / image_id
+    try:
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise UnreadableImageError("the link leads outside the data folder")
+        if not path.is_file():
+            raise UnreadableImageError("no such file" if not path.exists() else "not a plain file")
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                raise UnreadableImageError(f"larger than {MAX_FILE_BYTES // 2**20} MiB")
+            return file.read(MAX_FILE_BYTES)
+    except OSError as error:
+        raise UnreadableImageError(f"cannot be read: {error.strerror or error}") from error
+
+
+def scan(
+    table: ImageTable,
+    root: Path,
+    *,
+    whole: bool = False,
+    threads: int = 2,
+    on_image: Callable[[int], None] | None = None,
+) -> Scan:
+    """Hash every image and read its size.
+
+    Args:
+        table: the images to read.
+        root: the folder that ``image_id`` is relative to.
+        whole: decode each image too, which also finds the truncated ones.
+        threads: how many files are read at once.
+        on_image: called with the number of images done.
+    """
+    sha256, reasons, oddities = [""] * len(table), [""] * len(table), [""] * len(table)
+    size = np.zeros((len(table), 2), np.int32)
+    with oversize_is_an_error(), ThreadPoolExecutor(threads) as pool:
+        facts = pool.map(lambda image_id: _facts(root, image_id, whole), table.image_id, chunksize=1)
+        for row, (digest, width, height, odd, reason) in enumerate(facts):
+            sha256[row], size[row], oddities[row], reasons[row] = digest, (width, height), odd, reason
+            if on_image is not None:
+                on_image(row + 1)
+    full = dataclasses.replace(table, sha256=strings(sha256), width=size[:, 0], height=size[:, 1])
+    good = np.array([not reason for reason in reasons], bool)
+    return Scan(
+        table=full.take(good),
+        quarantined=tuple(_listed(table, reasons)),
+        odd=tuple(_listed(table, oddities)),
+    )
+
+
+def _facts(root: Path, image_id: str, whole: bool) -> tuple[str, int, int, str, str]:
+    """(sha256, width, height, what is odd, why unreadable) of one file."""
+    try:
+        data = read_file(root, image_id)
+        header = read_header(data)
+        if whole:
+            decode(data)
+    except UnreadableImageError as error:
+        return "", 0, 0, "", str(error)
+    odd = [f"mode {header.mode}"] if header.mode not in ("L", "RGB") else []
+    odd += ["rotated by EXIF"] if header.rotated else []
+    odd += [f"{header.width}×{header.height} is small"] if min(header.width, header.height) < 64 else []
+    return hashlib.sha256(data).hexdigest(), header.width, header.height, ", ".join(odd), ""
+
+
+def _listed(table: ImageTable, notes: list[str]) -> Iterator[Quarantined]:
+    return (
+        Quarantined(image_id=image_id, reason=note)
+        for image_id, note in zip(table.image_id, notes, strict=True)
+        if note
+    )
+
+
+def summarise(scanned: Scan) -> dict[str, Any]:
+    """What ``cxr data check`` tells, as JSON-ready values.
+
+    ``class_weights`` are n/(K·n_k) of the train folder. ``straddling`` are patients with images in more than
+    one series of folders; ``coincident_names`` counts patient names that train and test use for different
+    children.
+    """
+    table = scanned.table
+    splits = [name for name in (*SPLIT_FOLDERS, "") if (table.split == name).any()]
+    folders: dict[str, set[str]] = defaultdict(set)
+    for patient, folder in zip(table.patient_id, table.split, strict=True):
+        folders[patient].add(folder)
+    names: dict[str, set[str]] = defaultdict(set)
+    for patient in folders:
+        series, _, name = patient.partition("/")
+        names[name].add(series)
+    fit = table.counts("train") if "train" in splits else table.counts("")
+    present = [count for count in fit if count]
+    groups = duplicates(table)
+    return {
+        "images": len(table),
+        "classes": list(table.classes),
+        "counts": {
+            split or "(no split)": dict(zip(table.classes, table.counts(split), strict=True)) for split in splits
+        },
+        "patients": {split or "(no split)": len(set(table.patient_id[table.split == split])) for split in splits},
+        "straddling": sorted(patient for patient, seen in folders.items() if len(seen) > 1),
+        "coincident_names": sum({"train", "test"} <= series for series in names.values()),
+        "duplicate_groups": len(groups),
+        "duplicates": groups,
+        "duplicates_across_splits": sum(len(set(_folder_of(table, group))) > 1 for group in groups),
+        "sizes": _sizes(table),
+        "quarantined": [dataclasses.asdict(row) for row in scanned.quarantined],
+        "odd": [dataclasses.asdict(row) for row in scanned.odd],
+        "class_weights": {
+            name: sum(present) / (len(present) * count) for name, count in zip(table.classes, fit, strict=True) if count
+        },
+    }
+
+
+def duplicates(table: ImageTable) -> list[list[str]]:
+    """Groups of byte-identical images, as lists of image_id in table order."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for image_id, digest in zip(table.image_id, table.sha256, strict=True):
+        groups[digest].append(image_id)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _folder_of(table: ImageTable, group: list[str]) -> list[str]:
+    split = dict(zip(table.image_id, table.split, strict=True))
+    return [split[image_id] for image_id in group]
+
+
+def _sizes(table: ImageTable) -> dict[str, Any]:
+    """Median, least and most of width and height, and the commonest size."""
+    if not len(table):
+        return {}
+    pairs = Counter(zip(table.width.tolist(), table.height.tolist(), strict=True))
+    return {
+        "width": [int(table.width.min()), int(np.median(table.width)), int(table.width.max())],
+        "height": [int(table.height.min()), int(np.median(table.height)), int(table.height.max())],
+        "commonest": list(pairs.most_common(1)[0][0]),
+        "different": len(pairs),
+    }

@@ -1,0 +1,80 @@
+"""From a classifier to a feature extractor: normalise, run up to the last map, average it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from featcache.errors import BackboneError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What the weights expect of an image; see ``FeatureSpec`` for the fields' units."""
+
+    image_size: int
+    resize_side: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class PooledNetwork(nn.Module):
+    """Normalise, run the network up to its last map, average over the map.
+
+    Pixels come in as uint8 [B, 3, S, S]; what goes out is [B, D] float32.
+    """
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.model = model
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(preprocessing.std).view(1, 3, 1, 1), persistent=False)
+        self.features: Callable[[torch.Tensor], torch.Tensor] = getattr(model, "forward_features", model)
+        self.prefix = int(getattr(model, "num_prefix_tokens", 0))
+        self.channels = getattr(model, "num_features", None)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Features [B, D] float32 of pixels [B, 3, S, S] uint8."""
+        last = self.features((pixels.float() - self.mean) / self.std)
+        if last.ndim == 4:
+            # Swin and its kin put the channels last.
+            channels_last = last.shape[1] != self.channels and last.shape[3] == self.channels
+            return last.float().mean((1, 2) if channels_last else (2, 3))
+        if last.ndim == 3:
+            return last[:, self.prefix :].float().mean(1)
+        return last.float()
+
+
+class TorchvisionFeatures(nn.Module):
+    """A torchvision classifier up to what its average pooling is given, [B, D, h, w]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        if hasattr(model, "features"):
+            self.last: nn.Module = cast("nn.Module", model.features)
+        else:
+            if not hasattr(model, "avgpool"):
+                raise BackboneError(
+                    f"torchvision's {type(model).__name__} has no last map to average; use timm's model of that name"
+                )
+            # What stands before avgpool, in the order in which torchvision's networks call it.
+            before = dict(model.named_children())
+            names = list(before)
+            self.last = nn.Sequential(*(before[name] for name in names[: names.index("avgpool")]))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The last map [B, D, h, w] of normalised pixels [B, 3, S, S]."""
+        last: torch.Tensor = self.last(pixels)
+        return last
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401 - torch's signature
+        """Load torchvision's own state, whose names know nothing of this wrapper."""
+        return self.model.load_state_dict(state, strict, assign)

@@ -1,0 +1,221 @@
+"""One part: the features of a few hundred images, in an HDF5 file that is whole or absent.
+
+``docs/store-format.md`` specifies the file. A part is named by what it holds, so that two workers who make the
+same part write the same name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from featcache import atomic
+from featcache.errors import StoreError
+from featcache.spec import FORMAT_VERSION, FeatureSpec
+
+FORMAT = "cxr-feature-part"
+CHECKSUM = "xxh3_128"
+
+FeatureArray = NDArray[np.float16] | NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartHeader:
+    """What a part holds, without its features.
+
+    Attributes:
+        path: the file.
+        spec: what its features were made with.
+        image_sha256: [n] content hashes as hex.
+        views: [v] view numbers.
+        dim: D.
+        dtype: ``float16``, or ``float32`` where that overflowed.
+        checksum: of all that a reader uses, as hex.
+    """
+
+    path: Path
+    spec: FeatureSpec
+    image_sha256: tuple[str, ...]
+    views: tuple[int, ...]
+    dim: int
+    dtype: str
+    checksum: str
+
+
+def part_name(image_sha256: Sequence[str], views: Sequence[int]) -> str:
+    """File name of the part that holds these images and views, in this order."""
+    content = f"{','.join(image_sha256)};{','.join(map(str, views))}"
+    return f"part-{hashlib.sha256(content.encode()).hexdigest()[:16]}.h5"
+
+
+def write_part(
+    folder: Path,
+    spec: FeatureSpec,
+    image_sha256: Sequence[str],
+    views: Sequence[int],
+    features: NDArray[np.float32],
+    provenance: dict[str, str | int],
+) -> Path:
+    """Write a part, whole or not at all.
+
+    Args:
+        folder: the store's ``parts`` folder.
+        spec: what the features were made with.
+        image_sha256: [n] content hashes.
+        views: [v] view numbers.
+        features: [n, v, D] float32; stored in float16, or float32 where that overflows.
+        provenance: versions and batch size; nothing here may determine a value that ``spec`` does not.
+
+    Raises:
+        WriteError: the disk is full or the folder cannot be written.
+    """
+    stored: FeatureArray = features.astype(spec.dtype)
+    if not np.isfinite(stored).all():
+        # A feature beyond 65,504 does not fit float16: this part alone keeps the wider type.
+        stored = features
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.create_dataset("features", data=stored)
+        file.create_dataset("image_sha256", data=np.array(image_sha256, "S64"))
+        file.create_dataset("view", data=np.array(views, np.int32))
+        file.attrs["format"] = FORMAT
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["spec"] = spec.to_json()
+        file.attrs["checksum_algorithm"] = CHECKSUM
+        file.attrs["checksum"] = checksum(spec.to_json(), image_sha256, views, stored)
+        for name, value in sorted(provenance.items()):
+            file.attrs[f"provenance_{name}"] = value
+    path = folder / part_name(image_sha256, views)
+    atomic.write_bytes(path, buffer.getbuffer())
+    return path
+
+
+def read_header(path: Path, spec: FeatureSpec | None = None) -> PartHeader:
+    """Read what a part holds.
+
+    Args:
+        path: the file.
+        spec: when given, the part must have been made by it.
+
+    Raises:
+        StoreError: no part, damaged, of another format version, or made by another spec.
+    """
+    with opened(path, FORMAT) as file:
+        try:
+            found = FeatureSpec.from_json(text_attribute(file, "spec"), str(path))
+            if spec is not None and found != spec:
+                raise StoreError(f"{path} was made by another spec: {found.differences(spec)}")
+            for name in ("features", "image_sha256", "view"):
+                _require_plain(file[name], path)
+            shape = file["features"].shape
+            header = PartHeader(
+                path=path,
+                spec=found,
+                image_sha256=tuple(file["image_sha256"].asstr()[:].tolist()),
+                views=tuple(file["view"][:].tolist()),
+                dim=int(shape[-1]),
+                dtype=file["features"].dtype.name,
+                checksum=text_attribute(file, "checksum"),
+            )
+        except (KeyError, OSError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise damaged(path, error) from error
+    if shape != (len(header.image_sha256), len(header.views), header.dim) or header.dtype not in (
+        "float16",
+        "float32",
+    ):
+        raise damaged(path, f"features are {shape} {header.dtype}")
+    if not header.views or header.views != tuple(range(header.views[0], header.views[-1] + 1)) or header.views[0] < 0:
+        raise damaged(path, f"views are {header.views}, wanted a rising range")
+    return header
+
+
+def read_features(header: PartHeader) -> FeatureArray:
+    """Read a part's features [n, v, D] and compare their checksum.
+
+    Raises:
+        StoreError: damaged; a changed byte anywhere in the features, hashes, views or spec is found.
+    """
+    with opened(header.path, FORMAT) as file:
+        try:
+            features: FeatureArray = file["features"][:]
+        except (KeyError, OSError, RuntimeError, ValueError) as error:
+            raise damaged(header.path, error) from error
+    if checksum(header.spec.to_json(), header.image_sha256, header.views, features) != header.checksum:
+        raise damaged(header.path, "its checksum does not match")
+    return features
+
+
+def checksum(spec_json: str, image_sha256: Sequence[str], views: Sequence[int], features: FeatureArray) -> str:
+    """XXH3-128 over spec, hashes, views and the little-endian features, as hex."""
+    digest = xxhash.xxh3_128()
+    digest.update(spec_json.encode())
+    digest.update("".join(image_sha256).encode())
+    digest.update(np.array(views, "<i4").tobytes())
+    digest.update(np.ascontiguousarray(features, features.dtype.newbyteorder("<")).data)
+    return digest.hexdigest()
+
+
+def _require_plain(dataset: h5py.Dataset, path: Path) -> None:
+    """Refuse a dataset that reaches into other files or claims more bytes than the file has.
+
+    Raises:
+        StoreError: either; reading it would leave the cache or fill the memory.
+    """
+    if dataset.external or dataset.is_virtual:
+        raise damaged(path, f"{dataset.name} points to other files")
+    if dataset.nbytes > path.stat().st_size:
+        raise damaged(path, f"{dataset.name} claims {dataset.nbytes} bytes, more than the file has")
+
+
+def opened(path: Path, wanted_format: str) -> h5py.File:
+    """Open an HDF5 file of ours for reading.
+
+    Raises:
+        StoreError: not HDF5, or of another format or version.
+    """
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise damaged(path, error) from error
+    try:
+        found = text_attribute(file, "format")
+        version = file.attrs["format_version"]
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError, UnicodeDecodeError) as error:
+        file.close()
+        raise damaged(path, error) from error
+    if found != wanted_format or version != FORMAT_VERSION:
+        file.close()
+        raise StoreError(
+            f"{path} is {found!r} version {version}, wanted {wanted_format!r} version {FORMAT_VERSION}; "
+            "it was written by another cxr: extract again into another --cache"
+        )
+    return file
+
+
+def text_attribute(file: h5py.File, name: str) -> str:
+    """A root attribute as text.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    value = file.attrs[name]
+    if not isinstance(value, str):
+        raise ValueError(f"attribute {name} is not text")
+    return value
+
+
+def damaged(path: Path, why: object) -> StoreError:
+    """The error for a file that is not what was written."""
+    reason = str(why).strip().splitlines()[0][:200] if str(why).strip() else type(why).__name__
+    return StoreError(
+        f"{path} is damaged ({reason}): delete it with 'cxr cache verify --remove-damaged', "
+        "then run 'cxr extract' again, which makes only what is missing"
+    )

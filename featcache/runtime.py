@@ -1,0 +1,174 @@
+"""What runs a frozen network, and in which precision: OpenVINO on processors, torch on accelerators.
+
+Measured on two cores without AVX-512 (docs/log.md): OpenVINO gives EfficientNet-Lite0 some four times torch's
+eager rate. Features of one runtime do not depend on the place in the batch or on the number of threads (tests
+hold both to it), but two runtimes differ in the last bits: the runtime is part of the spec.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featcache.backbones import Backbone
+from featcache.errors import BackboneError
+from featcache.spec import Precision, Runtime
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How to compute.
+
+    Attributes:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        runtime: part of the spec, once chosen.
+        precision: part of the spec, once chosen.
+        batch_size: images the network sees at once; does not change a value beyond its last bit.
+        threads: threads that decode, and threads of a processor's network.
+    """
+
+    device: str = "auto"
+    runtime: Runtime | Literal["auto"] = "auto"
+    precision: Precision | Literal["auto"] = "auto"
+    batch_size: int = 16
+    threads: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
+
+
+Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Pixels [B, 3, S, S] uint8, B fixed, to features [B, D] float32."""
+
+
+def choose_device(device: str = "auto") -> str:
+    """``cuda`` where there is one, else ``cpu``, unless named.
+
+    Raises:
+        BackboneError: torch knows no such device here.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise BackboneError(f"no device {device!r}: wanted auto, cpu, cuda or cuda:N") from error
+    if kind.type not in ("cpu", "cuda") or (kind.type == "cuda" and not torch.cuda.is_available()):
+        raise BackboneError(f"no device {device!r} on this machine: say --device cpu")
+    return device
+
+
+def choose_precision(precision: Precision | Literal["auto"], device: str) -> Precision:
+    """The fast precision where the hardware has matrix products in it, else float32.
+
+    A processor with AVX512-BF16 or AMX, or a CUDA device, computes bfloat16 products at a multiple of the
+    float32 rate; on others bfloat16 is emulated and slower.
+    """
+    if precision != "auto":
+        return precision
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    capabilities = torch.cpu.get_capabilities()
+    return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
+
+
+def choose_runtime(runtime: Runtime | Literal["auto"], device: str) -> Runtime:
+    """OpenVINO on a processor, torch elsewhere, unless named."""
+    if runtime != "auto":
+        return runtime
+    return "openvino" if device == "cpu" else "torch"
+
+
+def compile_forward(
+    backbone: Backbone,
+    batch_size: int,
+    *,
+    runtime: Runtime,
+    precision: Precision,
+    device: str,
+    threads: int | None = None,
+) -> Forward:
+    """Make the function that runs a backbone on batches of one fixed size.
+
+    Args:
+        backbone: the network; it is moved to the device.
+        batch_size: B; every batch has it, padded where needed.
+        runtime: what runs it.
+        precision: the type it computes in; features come back as float32.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: threads of a processor; None for all.
+
+    Raises:
+        BackboneError: the runtime cannot take this network; the other one can.
+    """
+    if runtime == "openvino":
+        return _openvino(backbone, batch_size, precision, threads)
+    return _torch(backbone, precision, device)
+
+
+def _torch(backbone: Backbone, precision: Precision, device: str) -> Forward:
+    network = backbone.network.to(device).to(memory_format=torch.channels_last)
+    low = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+    def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        images = torch.from_numpy(pixels).to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), torch.autocast(torch.device(device).type, low, enabled=low is not None):
+            features: NDArray[np.float32] = network(images).float().cpu().numpy()
+        return features
+
+    return forward
+
+
+def _openvino(backbone: Backbone, batch_size: int, precision: Precision, threads: int | None) -> Forward:
+    side = backbone.preprocessing.image_size
+    example = torch.zeros((batch_size, 3, side, side), dtype=torch.uint8)
+    with _quiet_conversion():
+        # Through the frontend and not openvino.convert_model, which would start that package's telemetry.
+        import openvino
+        from openvino.frontend import FrontEndManager
+        from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+        try:
+            with torch.inference_mode():
+                program = torch.export.export(backbone.network, (example,), strict=False)
+            decoder = TorchFXPythonDecoder.from_exported_program(program)
+            frontend = FrontEndManager().load_by_framework("pytorch")
+            model = frontend.convert(frontend.load(decoder))
+            compiled = openvino.Core().compile_model(model, "CPU", _openvino_settings(precision, threads))
+        except Exception as error:
+            # Both libraries raise types of their own making for what they cannot convert.
+            raise BackboneError(
+                f"OpenVINO cannot take {backbone.name} ({type(error).__name__}: {str(error).splitlines()[0][:150]}): "
+                "say --runtime torch"
+            ) from error
+    request = compiled.create_infer_request()
+
+    def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.array(request.infer([pixels], share_inputs=True)[0], np.float32)
+
+    return forward
+
+
+def _openvino_settings(precision: Precision, threads: int | None) -> dict[str, str]:
+    hint = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[precision]
+    settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": "NO"}
+    return {**settings, **({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})}
+
+
+@contextlib.contextmanager
+def _quiet_conversion() -> Iterator[None]:
+    """Silence what export and conversion say of their own insides; failures still raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,193 @@
+"""The feature store as its readers see it: ``open_store(path).features(image_ids)``.
+
+Nothing here needs torch. Parts are read whole, in order, and each one's checksum is compared as it is read.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.check import Quarantined
+from featcache.errors import StoreError
+from featcache.images import ImageTable
+from featcache.index import INDEX_NAME, PARTS_NAME, read_index
+from featcache.parts import FeatureArray, PartHeader, read_features, read_header
+from featcache.spec import FeatureSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureStore:
+    """An opened store; it holds no open file.
+
+    Attributes:
+        path: the store's folder.
+        spec: what the features were made with.
+        image_table: the images, N rows.
+        quarantined: images of the data set that could not be used.
+        part_names: [P] file names below ``parts``.
+        part: [N, V] int32, the part that holds an image's view; -1 where it is missing.
+    """
+
+    path: Path
+    spec: FeatureSpec
+    image_table: ImageTable
+    quarantined: tuple[Quarantined, ...]
+    part_names: tuple[str, ...] = field(repr=False)
+    part: NDArray[np.int32] = field(repr=False)
+
+    @property
+    def view_count(self) -> int:
+        """Views that every image has, counted from view 0."""
+        complete: NDArray[np.bool_] = np.all(self.part >= 0, axis=0)
+        return int(np.argmin(complete)) if not complete.all() else len(complete)
+
+    def features(self, image_ids: Sequence[str] | None = None, view: int = 0) -> NDArray[np.float32]:
+        """Features of one view, [N, D] float32, in the order asked for (all images when None).
+
+        Raises:
+            StoreError: an image or view is not in the store, or a part is damaged.
+        """
+        return self._read(self._rows(image_ids), [view])[:, 0].astype(np.float32)
+
+    def views(self, image_ids: Sequence[str] | None = None, count: int | None = None) -> FeatureArray:
+        """Features of the first ``count`` views (all that every image has when None), [N, V, D] as stored.
+
+        Raises:
+            StoreError: as ``features``.
+        """
+        return self._read(self._rows(image_ids), list(range(self.view_count if count is None else count)))
+
+    def _rows(self, image_ids: Sequence[str] | None) -> NDArray[np.int64]:
+        if image_ids is None:
+            return np.arange(len(self.image_table))
+        row_of = {image_id: row for row, image_id in enumerate(self.image_table.image_id)}
+        missing = [image_id for image_id in image_ids if image_id not in row_of]
+        if missing:
+            raise self._without(len(missing), len(image_ids), missing[0])
+        return np.array([row_of[image_id] for image_id in image_ids], np.int64)
+
+    def _read(self, rows: NDArray[np.int64], views: list[int]) -> FeatureArray:
+        """Features [n, v, D] of some rows: each part is read once, whole."""
+        if views and max(views) >= self.part.shape[1]:
+            raise self._without(len(rows), len(rows), f"view {max(views)}")
+        part = self.part[np.ix_(rows, np.array(views))]
+        lacking = (part < 0).any(axis=1)
+        if lacking.any():
+            raise self._without(int(lacking.sum()), len(rows), str(self.image_table.image_id[rows[np.argmax(lacking)]]))
+        digests = self.image_table.sha256[rows]
+        result: FeatureArray | None = None
+        for number in np.unique(part).tolist():
+            header = read_header(self.path / PARTS_NAME / self.part_names[number], self.spec)
+            features = read_features(header)
+            if result is None:
+                result = np.empty((len(rows), len(views), header.dim), features.dtype)
+            if features.dtype == np.float32 and result.dtype != np.float32:
+                result = result.astype(np.float32)
+            row_of = {digest: row for row, digest in enumerate(header.image_sha256)}
+            for position, view in enumerate(views):
+                chosen = np.flatnonzero(part[:, position] == number)
+                if not len(chosen):
+                    continue
+                try:
+                    source = [row_of[digest] for digest in digests[chosen]]
+                    result[chosen, position] = features[source, header.views.index(view)]
+                except (KeyError, ValueError) as error:
+                    raise StoreError(
+                        f"{self.path / INDEX_NAME} does not fit its parts: run 'cxr extract' again to rebuild it"
+                    ) from error
+        assert result is not None, "no rows were asked for"
+        return result
+
+    def _without(self, missing: int, wanted: int, example: str) -> StoreError:
+        return StoreError(
+            f"{self.spec.backbone} has no features for {missing} of {wanted} images in {self.path} (such as "
+            f"{example}): run 'cxr extract --backbone {self.spec.backbone}' again"
+        )
+
+
+def open_store(path: str | Path) -> FeatureStore:
+    """Open a store's folder, or its ``features.h5``.
+
+    Raises:
+        StoreError: no store there, an unfinished or a damaged one.
+    """
+    folder = Path(path)
+    folder = folder.parent if folder.name == INDEX_NAME else folder
+    index = read_index(folder)
+    return FeatureStore(
+        path=folder,
+        spec=index.spec,
+        image_table=index.image_table,
+        quarantined=index.quarantined,
+        part_names=index.part_names,
+        part=index.part,
+    )
+
+
+def store_folders(dataset: Path) -> list[Path]:
+    """Folders of stores below ``cache/<dataset>``, sorted; unfinished ones too."""
+    if not dataset.is_dir():
+        return []
+    return sorted(path.parent for path in dataset.glob(f"*/{PARTS_NAME}") if path.is_dir())
+
+
+def part_headers(store: Path, spec: FeatureSpec | None = None) -> Iterator[PartHeader | tuple[Path, StoreError]]:
+    """The header of each part, sorted by name; a part that cannot be used comes as its path and error."""
+    for path in sorted((store / PARTS_NAME).glob("part-*.h5")):
+        try:
+            yield read_header(path, spec)
+        except StoreError as error:
+            yield path, error
+
+
+def verify_store(store: Path, *, remove_damaged: bool = False) -> list[str]:
+    """Read every byte of a store and return what is wrong, a line each; empty when all is well.
+
+    Args:
+        store: the store's folder.
+        remove_damaged: delete the parts (or the index) that are named, so that ``extract`` makes them again.
+    """
+    problems: list[str] = []
+    spec: FeatureSpec | None = None
+    try:
+        index = read_index(store)
+        spec = index.spec
+        for name in index.part_names:
+            if not (store / PARTS_NAME / name).is_file():
+                problems.append(f"{store / PARTS_NAME / name} is missing: run 'cxr extract' again")
+    except StoreError as error:
+        problems.append(str(error))
+        if remove_damaged:
+            (store / INDEX_NAME).unlink(missing_ok=True)
+    for path in sorted((store / PARTS_NAME).glob("part-*.h5")):
+        try:
+            read_features(read_header(path, spec))
+        except StoreError as error:
+            problems.append(str(error))
+            if remove_damaged:
+                path.unlink(missing_ok=True)
+    return problems
+
+
+def remove_store(store: Path, cache: Path) -> int:
+    """Delete a store's folder and return the bytes freed.
+
+    Raises:
+        StoreError: the folder is no store, or does not lie below ``cache``.
+    """
+    if not store.resolve().is_relative_to(cache.resolve()) or not (store / PARTS_NAME).is_dir():
+        raise StoreError(f"{store} is no feature store below {cache}; 'cxr cache list' shows those that are")
+    size = store_bytes(store)
+    shutil.rmtree(store)
+    return size
+
+
+def store_bytes(store: Path) -> int:
+    """Bytes that a store's files take."""
+    return sum(path.stat().st_size for path in store.rglob("*") if path.is_file() and not path.is_symlink())

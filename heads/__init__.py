@@ -1,0 +1,1 @@
+"""Features to heads, numbers and pictures."""
