@@ -1,0 +1,408 @@
+"""The command line: parse, call one library function, print. The only place that prints or exits.
+
+Results go to stdout, progress and notes to stderr. Libraries are imported inside the commands, so that
+``cxr --help`` loads no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from featcache.errors import CxrError, SettingsError, nearest
+from featcache.settings import CONFIG_NAME, example_toml, load_settings
+
+if TYPE_CHECKING:
+    from featcache.check import Quarantined
+
+app = typer.Typer(
+    name="cxr",
+    help="Run frozen backbones once over chest radiographs; fit whole grids of heads on the cached features.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at a data set, or make a synthetic one.", no_args_is_help=True)
+cache_app = typer.Typer(help="List, verify and remove feature stores.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(cache_app, name="cache")
+
+INTERRUPTED = 130
+
+Data = Annotated[Path | None, typer.Option("--data", help="The data set's folder.", show_default=False)]
+TableFile = Annotated[Path | None, typer.Option("--table", help="CSV path,label[,patient_id,split].")]
+Cache = Annotated[Path | None, typer.Option("--cache", help="Where stores and runs lie [default: cache].")]
+Config = Annotated[Path | None, typer.Option("--config", help=f"Settings file [default: ./{CONFIG_NAME}].")]
+Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable result on stdout.")]
+Backbones = Annotated[list[str] | None, typer.Option("--backbone", "-b", help="Frozen network; repeat for several.")]
+Views = Annotated[int | None, typer.Option("--views", help="Views an image, the clean one included.")]
+Positive = Annotated[str | None, typer.Option("--positive", help="The positive class [default: the second].")]
+
+
+class Tell(Protocol):
+    """What a progress bar is told: pieces done, pieces in all, and how it goes."""
+
+    def __call__(self, done: int, total: int, remark: str = "") -> None:
+        """Move the bar."""
+
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def init(data: Data = None, cache: Cache = None, force: Annotated[bool, typer.Option("--force")] = False) -> None:
+    """Write a commented cxr.toml with every setting."""
+    from featcache import atomic
+
+    path = Path(CONFIG_NAME)
+    if path.exists() and not force:
+        raise SettingsError(f"{path} exists already: edit it, or overwrite it with --force")
+    atomic.write_text(path, example_toml({"data": data, "cache": cache}))
+    out.print(f"wrote {path}: every setting with its default", markup=False)
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="The data set's folder.")] = None,
+    data: Data = None,
+    table: TableFile = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Read every image: counts, patients, duplicates, unreadable and odd images, class weights."""
+    from featcache.check import summarise, summary_lines
+    from featcache.workspace import scan_images
+
+    settings = load_settings({"data": folder or data, "table": table}, config)
+    with _bar("reading") as tell:
+        summary = summarise(scan_images(settings, whole=True, on_image=tell))
+    if as_json:
+        _print_json(summary)
+    else:
+        out.print("\n".join(summary_lines(summary)), markup=False)
+
+
+@data_app.command("phantoms")
+def data_phantoms(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
+    train: Annotated[int, typer.Option(help="Train images.")] = 320,
+    test: Annotated[int, typer.Option(help="Test images.")] = 120,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+) -> None:
+    """Draw synthetic radiographs, laid out as the real set; for the demo and for trying things out."""
+    from featcache.phantom import write_phantoms
+
+    write_phantoms(folder, train=train, test=test, seed=seed)
+    out.print(f"{train} train, 16 val and {test} test phantoms (synthetic, no patients) in {folder}", markup=False)
+
+
+@app.command()
+def extract(
+    backbone: Backbones = None,
+    weights: Annotated[list[str] | None, typer.Option(help="A file, 'random' or 'pretrained', one a backbone.")] = None,
+    data: Data = None,
+    table: TableFile = None,
+    cache: Cache = None,
+    views: Views = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels [default: as the weights were trained].")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images the network sees at once.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="auto, torch or openvino.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    strict: Annotated[bool | None, typer.Option("--strict", help="An unreadable image is an error.")] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Run frozen backbones over the images and keep the features; computes only what is missing.
+
+    A backbone is a timm name (resnet50), torchvision:NAME, or your own module.path:callable; timm options follow an @
+    (mobilenetv2_100@pad_type=same).
+    """
+    flags: dict[str, Any] = {
+        "backbone": backbone,
+        "weights": weights,
+        "data": data,
+        "table": table,
+        "cache": cache,
+        "views": views,
+    }
+    flags |= {"image_size": image_size, "extract_batch_size": batch_size, "device": device, "runtime": runtime}
+    settings = load_settings({**flags, "precision": precision, "strict": strict}, config)
+    from featcache.extraction import extract as run
+    from featcache.workspace import compute_of, data_root, dataset_folder, image_table, load_backbones, scan_images
+
+    image_table(settings)  # Says what is wrong with the folder before weights are fetched.
+    backbones = load_backbones(settings)
+    with _bar("hashing") as tell:
+        scanned = scan_images(settings, on_image=tell)
+    with _bar("extracting") as tell:
+        summaries = run(
+            scanned,
+            data_root(settings),
+            dataset_folder(settings),
+            backbones,
+            views=settings.views,
+            recipe_seed=settings.view_seed,
+            compute=compute_of(settings),
+            strict=settings.strict,
+            on_progress=lambda now: tell(now.images_done, now.images_total, now.remark),
+        )
+    results = [{k: v for k, v in dataclasses.asdict(summary).items() if k != "replaced"} for summary in summaries]
+    for summary in summaries:
+        for line in summary.replaced:
+            _note(f"made again: {line}")
+        if not as_json:
+            how = f", {summary.images_per_second:.1f} img/s, limited by {summary.limited_by}"
+            out.print(
+                f"{summary.backbone}: {summary.images} images × {summary.views} views in {summary.store} "
+                f"({summary.extracted} computed, {summary.reused} reused{how if summary.extracted else ''})",
+                markup=False,
+            )
+    _note_quarantined(summaries[0].quarantined)
+    if as_json:
+        _print_json(results if len(results) > 1 else results[0])
+
+
+@app.command("fit-head")
+def fit_head(
+    backbone: Backbones = None,
+    l2: Annotated[list[float] | None, typer.Option(help="L2 penalty of the Dense kernel; repeat for several.")] = None,
+    lr: Annotated[list[float] | None, typer.Option("--lr", "--learning-rate", help="Adam's step.")] = None,
+    hidden: Annotated[list[int] | None, typer.Option(help="Hidden units; 0 is a linear head.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Heads a configuration.")] = None,
+    split: Annotated[str | None, typer.Option(help="patient, paper or folders.")] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Seed of the patient split.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs at most.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Epochs without improvement before a head stops.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Features a training step.")] = None,
+    class_weights: Annotated[str | None, typer.Option(help="balanced or none.")] = None,
+    train_views: Annotated[str | None, typer.Option(help="random or clean.")] = None,
+    views: Views = None,
+    positive: Positive = None,
+    data: Data = None,
+    table: TableFile = None,
+    cache: Cache = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Fit heads on cached features: every value of every flag, on every store, trained together."""
+    flags: dict[str, Any] = {
+        "l2": l2,
+        "learning_rate": lr,
+        "hidden": hidden,
+        "seeds": seeds,
+        "split": split,
+        "split_seed": split_seed,
+    }
+    flags |= {"epochs": epochs, "patience": patience, "batch_size": batch_size, "class_weights": class_weights}
+    flags |= {"train_views": train_views, "views": views, "positive": positive, "data": data, "table": table}
+    settings = load_settings({**flags, "cache": cache}, config)
+    from featcache.workspace import dataset_folder, open_stores, present_table
+    from heads.experiment import configs_of, run_experiment
+    from heads.report import build_report
+
+    stores = open_stores(settings, backbone or ())
+    images, note = present_table(settings, stores)
+    if note:
+        _note(note)
+    with _bar("fitting") as tell:
+        outcome = run_experiment(
+            stores,
+            dataset_folder(settings),
+            configs_of(settings),
+            table=images,
+            rule=settings.split,
+            split_seed=settings.split_seed,
+            views=settings.views if "views" in settings.model_fields_set else None,
+            positive=settings.positive,
+            on_progress=tell,
+        )
+    record = outcome.record
+    chosen = build_report(dataset_folder(settings), [record.run_id]).selected[0]
+    if as_json:
+        figures = {"selected": chosen.name, "val_loss": chosen.chosen.val.loss, "n": record.n}
+        _print_json(
+            {"run": record.run_id, "folder": str(outcome.folder), "heads": len(record.heads), "reused": outcome.reused}
+            | {"seconds": record.seconds, **figures}
+        )
+        return
+    how = "read back, nothing changed" if outcome.reused else f"fitted in {record.seconds:.1f} s"
+    n = record.n
+    out.print(
+        f"{len(record.heads)} heads {how} on {n['train']} train and {n['val']} val images; "
+        f"best on val: {chosen.name}\nsaved in {outcome.folder}; 'cxr report' shows the table",
+        markup=False,
+    )
+
+
+@app.command()
+def report(
+    run: Annotated[list[str] | None, typer.Option("--run", help="Only these runs.")] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="Add the paper's rows.")] = False,
+    view_mean: Annotated[bool, typer.Option("--view-mean", help="Figures of the mean over the views.")] = False,
+    form: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
+    figures: Annotated[Path | None, typer.Option("--figures", metavar="DIR", help="Write pictures there.")] = None,
+    figure_format: Annotated[str, typer.Option("--figure-format", help="png or svg.")] = "png",
+    data: Data = None,
+    table: TableFile = None,
+    cache: Cache = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """The comparison table of all runs, the head that val selects marked; test figures are for reading only."""
+    _one_of("--format", form, ("table", "markdown", "csv", "json"))
+    _one_of("--figure-format", figure_format, ("png", "svg"))
+    settings = load_settings({"data": data, "table": table, "cache": cache}, config)
+    from featcache.workspace import dataset_folder
+    from heads.report import build_report
+    from heads.tables import HEADER, as_csv, cells, markdown, notes
+
+    built = build_report(dataset_folder(settings), run or ())
+    if as_json or form == "json":
+        _print_json(built.to_json())
+    elif form == "table":
+        _print_table(built.dataset, HEADER, cells(built, paper=paper, view_mean=view_mean), text=["Model"])
+        for note in notes(built, paper=paper):
+            out.print(f"· {note}", markup=False, soft_wrap=False)
+    else:
+        text = (markdown if form == "markdown" else as_csv)(built, paper=paper, view_mean=view_mean)
+        print(text, end="")
+    if figures is not None:
+        from heads.plots import write_figures
+
+        for path in write_figures(built.selected[0], figures, "svg" if figure_format == "svg" else "png"):
+            _note(f"wrote {path}")
+
+
+@cache_app.command("list")
+def cache_list(data: Data = None, cache: Cache = None, config: Config = None, as_json: Json = False) -> None:
+    """The stores in the cache."""
+    from featcache.store import describe_stores
+
+    settings = load_settings({"data": data, "cache": cache}, config)
+    rows = describe_stores(settings.cache, settings.data.resolve().name if settings.data else None)
+    if as_json:
+        _print_json(rows)
+        return
+    lines = [(r["store"], str(r["images"]), str(r["views"]), f"{r['bytes'] / 2**20:.1f}", r["state"]) for r in rows]
+    columns = ("store", "images", "views", "MiB", "state")
+    _print_table(str(settings.cache), columns, lines, text=["store", "state"])
+
+
+@cache_app.command("verify")
+def cache_verify(
+    data: Data = None,
+    cache: Cache = None,
+    config: Config = None,
+    remove_damaged: Annotated[bool, typer.Option("--remove-damaged", help="Delete what is damaged.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every byte of every store and compare checksums; exits 1 where something is damaged."""
+    from featcache.errors import StoreError
+    from featcache.store import store_folders, verify_store
+
+    settings = load_settings({"data": data, "cache": cache}, config)
+    name = settings.data.resolve().name if settings.data else "*"
+    stores = [store for dataset in sorted(settings.cache.glob(name)) for store in store_folders(dataset)]
+    problems = {str(store): verify_store(store, remove_damaged=remove_damaged) for store in stores}
+    if as_json:
+        _print_json(problems)
+    else:
+        for store, found in problems.items():
+            out.print(f"{store}: {'sound' if not found else f'{len(found)} damaged'}", markup=False)
+    damage = [line for found in problems.values() for line in found]
+    for line in damage:
+        _note(line)
+    if damage and not remove_damaged:
+        raise StoreError(f"{len(damage)} of the cache's files are damaged or missing; see above")
+
+
+@cache_app.command("remove")
+def cache_remove(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE…", help="Folders, as 'cxr cache list' names them.")],
+    cache: Cache = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Delete feature stores."""
+    from featcache.store import remove_store
+
+    settings = load_settings({"cache": cache}, config)
+    freed = {str(store): remove_store(store, settings.cache) for store in stores}
+    if as_json:
+        _print_json(freed)
+        return
+    for name, size in freed.items():
+        out.print(f"removed {name} ({size / 2**20:.1f} MiB)", markup=False)
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Tell]:
+    """A progress bar on stderr, told (done, total, remark); a log file sees its end only."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[remark]}", "dim"))
+    with Progress(TextColumn(what), *columns, console=err, transient=not err.is_terminal) as progress:
+        task = progress.add_task(what, total=None, remark="")
+
+        def tell(done: int, total: int, remark: str = "") -> None:
+            progress.update(task, completed=done, total=total, remark=remark)
+
+        yield tell
+
+
+def _note(line: str) -> None:
+    err.print(line, style="yellow", markup=False)
+
+
+def _note_quarantined(rows: Sequence[Quarantined]) -> None:
+    for row in rows[:10]:
+        _note(f"left out: {row.image_id}: {row.reason}")
+    if len(rows) > 10:
+        _note(f"left out: {len(rows) - 10} more; 'cxr data check' lists them all")
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, default=str, allow_nan=False))
+
+
+def _print_table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]], text: Sequence[str]) -> None:
+    """A table on stdout; ``text`` names the columns that are not numbers."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for name in columns:
+        table.add_column(name, justify="left" if name in text else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*map(escape, line))
+    out.print(table, soft_wrap=False)
+
+
+def _one_of(flag: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise SettingsError(f"{flag} is {value!r}, wanted {', '.join(known)}{nearest(value, known, 1)}")
+
+
+def main() -> None:
+    """Run ``cxr``: a CxrError becomes one red line and exit 1; a bug keeps its traceback.
+
+    typer exits 2 on wrong usage and 130 on Ctrl-C; of the latter we say what it means for the work.
+    """
+    try:
+        app()
+    except CxrError as error:
+        err.print(f"cxr: {error}", style="red", markup=False)
+        sys.exit(1)
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            _note("cxr: interrupted; what was finished is kept, run the same command again to go on")
+        raise

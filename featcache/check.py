@@ -160,6 +160,41 @@ def summarise(scanned: Scan) -> dict[str, Any]:
     }
 
 
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """The summary in words, a line each."""
+    classes = summary["classes"]
+    table = [["split", *classes, "patients"]]
+    table += [
+        [split, *map(str, counts.values()), str(summary["patients"][split])]
+        for split, counts in summary["counts"].items()
+    ]
+    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+    size = summary["sizes"]
+    if size:
+        spread = "all" if size["different"] == 1 else f"{size['different']} sizes, most often"
+        lines.append(f"size: {spread} {size['commonest'][0]}×{size['commonest'][1]} pixels")
+    weights = ", ".join(f"{name} {weight:.4f}" for name, weight in summary["class_weights"].items())
+    lines.append(f"class weights of train: {weights}")
+    straddling = summary["straddling"]
+    such = f" ({', '.join(straddling[:3])}…)" if straddling else ""
+    lines.append(f"patients in more than one split: {len(straddling)}{such}")
+    if summary["coincident_names"]:
+        lines.append(
+            f"patient names that train and test both use: {summary['coincident_names']} "
+            "(each numbers its own patients; counted as different ones)"
+        )
+    across = summary["duplicates_across_splits"]
+    lines.append(f"groups of byte-identical images: {summary['duplicate_groups']} ({across} across splits)")
+    for name in ("odd", "quarantined"):
+        rows = summary[name]
+        title = {"odd": "odd, but used", "quarantined": "unreadable, left out"}[name]
+        lines.append(f"{title}: {len(rows)}")
+        lines += [f"  {row['image_id']}: {row['reason']}" for row in rows[:20]]
+        lines += [f"  … and {len(rows) - 20} more ('--json' lists all)"] if len(rows) > 20 else []
+    return lines
+
+
 def duplicates(table: ImageTable) -> list[list[str]]:
     """Groups of byte-identical images, as lists of image_id in table order."""
     groups: dict[str, list[str]] = defaultdict(list)

@@ -47,6 +47,11 @@ class Progress:
     waited_for_images: float
 
     @property
+    def remark(self) -> str:
+        """Rate and limit, for a person."""
+        return f"{self.images_done / max(self.seconds, 1e-9):.0f} img/s, limited by {self.limited_by}"
+
+    @property
     def limited_by(self) -> Literal["decode", "compute", "nothing to do"]:
         """What the pass waits for: images (decode) or the network (compute)."""
         if not self.images_total:

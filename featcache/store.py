@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,6 +187,23 @@ def remove_store(store: Path, cache: Path) -> int:
     size = store_bytes(store)
     shutil.rmtree(store)
     return size
+
+
+def describe_stores(cache: Path, dataset: str | None = None) -> list[dict[str, Any]]:
+    """What ``cxr cache list`` tells of each store below ``cache``, JSON-ready."""
+    rows: list[dict[str, Any]] = []
+    for folder in sorted(cache.glob(dataset or "*")):
+        for store in store_folders(folder):
+            row: dict[str, Any] = {"store": str(store), "bytes": store_bytes(store), "images": 0, "views": 0}
+            try:
+                opened = open_store(store)
+            except StoreError as error:
+                rows.append({**row, "state": str(error)})
+                continue
+            row |= {"images": len(opened.image_table), "views": opened.view_count}
+            row |= {"backbone": opened.spec.backbone, "fingerprint": opened.spec.fingerprint}
+            rows.append({**row, "state": "complete", "quarantined": len(opened.quarantined)})
+    return rows
 
 
 def store_bytes(store: Path) -> int:

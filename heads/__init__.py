@@ -1,1 +1,30 @@
-"""Features to heads, numbers and pictures."""
+"""Features to heads, numbers and pictures.
+
+Data flows ``config → samples → train → experiment → runs → selection → report → tables, plots``. What is read of
+images comes from ``featcache.open_store``; nothing here looks at a pixel.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from heads.config import HeadConfig, grid
+
+if TYPE_CHECKING:
+    from heads.samples import Samples
+    from heads.train import fit
+
+__all__ = ["HeadConfig", "Samples", "fit", "grid"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any attribute of the module
+    """Load what needs torch when it is asked for."""
+    if name == "fit":
+        from heads.train import fit
+
+        return fit
+    if name == "Samples":
+        from heads.samples import Samples
+
+        return Samples
+    raise AttributeError(f"module 'heads' has no attribute {name!r}")

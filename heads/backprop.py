@@ -22,9 +22,7 @@ class BatchFigures(NamedTuple):
     correct: Tensor
 
 
-def backward(
-    heads: Heads, gradients: Heads, features: Tensor, labels: Tensor, sample_weight: Tensor
-) -> BatchFigures:
+def backward(heads: Heads, gradients: Heads, features: Tensor, labels: Tensor, sample_weight: Tensor) -> BatchFigures:
     """Compute the gradient of each head's mean weighted cross-entropy, and move its running statistics.
 
     The heads share no term: head g's loss is L = 1/B Σ_b s_b · crossentropy(z_b, y_b), as Keras takes class
@@ -52,9 +50,9 @@ def backward(
     """
     hidden = heads.hidden
     if hidden is None:
-        z = torch.baddbmm(heads.bias[:, None], features, heads.kernel)  # [G, B, K]
+        z = torch.baddbmm(heads.bias[:, None], features, _by_class(heads.kernel))  # [G, B, K]
         dz, figures = _cross_entropy(z, labels, sample_weight)
-        gradients.kernel.copy_(torch.bmm(features.mT, dz))
+        gradients.kernel.copy_(torch.bmm(dz.mT, features).mT)
         torch.sum(dz, 1, out=gradients.bias)
         return figures
     assert gradients.hidden is not None
@@ -67,11 +65,11 @@ def backward(
     _move_running_statistics(hidden, mean, variance, rows)
     r = torch.rsqrt(variance + BATCHNORM_EPSILON)
     scale = hidden.gamma * r
-    folded = scale[..., None] * heads.kernel  # M, [G, H, K]
+    folded = _by_class(scale[..., None] * heads.kernel)  # M, [G, H, K]
     offset = torch.bmm(hidden.beta[:, None], heads.kernel) + heads.bias[:, None]  # [G, 1, K]
     dz, figures = _cross_entropy(torch.baddbmm(offset, c, folded), labels, sample_weight)
 
-    q = torch.bmm(c.mT, dz).mul_(r[..., None])  # [G, H, K]
+    q = torch.bmm(dz.mT, c).mT.mul_(r[..., None])  # [G, H, K]
     torch.sum(dz, 1, out=gradients.bias)
     torch.sum(q * heads.kernel, 2, out=grad.gamma)
     torch.sum(heads.kernel * gradients.bias[:, None], 2, out=grad.beta)
@@ -83,6 +81,11 @@ def backward(
     torch.bmm(features.mT, dh, out=grad.kernel)
     torch.sum(dh, 1, out=grad.bias)
     return figures
+
+
+def _by_class(kernel: Tensor) -> Tensor:
+    """Return a kernel [G, H, K] laid out class by class: products this narrow run 3 to 5 times faster so."""
+    return kernel.mT.contiguous().mT
 
 
 def _cross_entropy(z: Tensor, labels: Tensor, sample_weight: Tensor) -> tuple[Tensor, BatchFigures]:
@@ -110,9 +113,11 @@ class Inference(NamedTuple):
 
     def logits(self, features: Tensor) -> Tensor:
         """Return every head's logits of the same features: [N, D] -> [G, N, K]."""
-        x = features.expand(len(self.kernel), *features.shape)
-        if self.hidden is not None:
-            x = torch.baddbmm(self.hidden[1], x, self.hidden[0]).relu_()
+        heads, _, classes = self.kernel.shape
+        if self.hidden is None:  # the features are the same, so the heads' kernels can lie side by side
+            side_by_side = self.kernel.movedim(0, 1).reshape(-1, heads * classes)
+            return (features @ side_by_side).view(-1, heads, classes).movedim(1, 0) + self.bias
+        x = torch.baddbmm(self.hidden[1], features.expand(heads, *features.shape), self.hidden[0]).relu_()
         return torch.baddbmm(self.bias, x, self.kernel)
 
 
@@ -123,4 +128,4 @@ def inference(heads: Heads) -> Inference:
     scale = hidden.gamma * torch.rsqrt(hidden.running_var + BATCHNORM_EPSILON)
     shift = hidden.beta - hidden.running_mean * scale
     bias = torch.bmm(shift[:, None], heads.kernel) + heads.bias[:, None]  # [G, 1, K]
-    return Inference((hidden.kernel, hidden.bias[:, None]), scale[..., None] * heads.kernel, bias)
+    return Inference((hidden.kernel, hidden.bias[:, None]), _by_class(scale[..., None] * heads.kernel), bias)

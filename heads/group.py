@@ -116,7 +116,7 @@ class Group:
             labels = val.labels[start : start + images].expand(len(self.configs), -1)  # [G, n]
             rows = val.features[start * val.views : (start + images) * val.views]
             logits = model.logits(rows)  # [G, n·V, K]
-            by_view = logits.view(len(logits), -1, val.views, logits.shape[2])
+            by_view = logits.reshape(len(logits), -1, val.views, logits.shape[2])
             logits = by_view.permute(0, 3, 1, 2)  # [G, K, n, V]
             clean += cross_entropy(logits[..., 0], labels, reduction="none").sum(1)
             view_mean += cross_entropy(logits.mean(3), labels, reduction="none").sum(1)

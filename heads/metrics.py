@@ -120,9 +120,7 @@ def _auc(labels: NDArray[np.int64], probability: NDArray[np.float64], positive: 
         return None
     if classes == 2:
         return float(roc_auc_score(labels == positive, probability[:, positive]))
-    return float(
-        roc_auc_score(labels, probability, multi_class="ovr", average="macro", labels=range(classes))
-    )
+    return float(roc_auc_score(labels, probability, multi_class="ovr", average="macro", labels=range(classes)))
 
 
 def _share(part: int, rest: int) -> float | None:

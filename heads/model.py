@@ -71,9 +71,7 @@ class HeadWeights:
         """
         first = tensors.get("hidden.kernel", tensors.get("kernel"))
         if first is None or "bias" not in tensors or first.ndim != 2:
-            raise ValueError(
-                f"head weights: wanted kernel [D, K] and bias [K] at least, got {sorted(tensors)}"
-            )
+            raise ValueError(f"head weights: wanted kernel [D, K] and bias [K] at least, got {sorted(tensors)}")
         features, width = first.shape
         hidden = width if "hidden.kernel" in tensors else 0
         shapes = Layout(features=features, hidden=hidden, classes=tensors["bias"].size).shapes()
@@ -88,9 +86,7 @@ class HeadWeights:
 
 def _head_weights(arrays: Mapping[str, Array]) -> HeadWeights:
     hidden = {name.removeprefix("hidden."): array for name, array in arrays.items() if "." in name}
-    return HeadWeights(
-        hidden=HiddenWeights(**hidden) if hidden else None, kernel=arrays["kernel"], bias=arrays["bias"]
-    )
+    return HeadWeights(hidden=HiddenWeights(**hidden) if hidden else None, kernel=arrays["kernel"], bias=arrays["bias"])
 
 
 def logits(weights: HeadWeights, features: NDArray[np.floating]) -> Array:

@@ -60,9 +60,7 @@ def check(train: Samples, val: Samples) -> None:
     for name, split in (("train", train), ("val", val)):
         images = len(split.labels)
         if not images:
-            raise RunError(
-                f"the {name} split is empty: a head needs train images to learn and val images to stop"
-            )
+            raise RunError(f"the {name} split is empty: a head needs train images to learn and val images to stop")
         if missing := images - int(np.isfinite(split.features).all(axis=(1, 2)).sum()):
             what = f"{missing} of {images} {name} images have features that are missing or not finite"
             raise RunError(f"{what}: run 'cxr extract' again")

@@ -78,9 +78,7 @@ def fit(
     fitted: dict[int, FittedHead] = {}
     for members in _groups(configs, train_rows, train.classes):
         finished = list(fitted.values())
-        waiting = [
-            configs[head] for head in range(len(configs)) if head not in fitted and head not in members
-        ]
+        waiting = [configs[head] for head in range(len(configs)) if head not in fitted and head not in members]
 
         def tell(
             stoppings: Sequence[EarlyStopping],

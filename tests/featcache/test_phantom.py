@@ -23,9 +23,7 @@ def away_from(lesion: Lesion, size: int) -> np.ndarray[tuple[int, ...], np.dtype
 
 def digests(folder: Path) -> dict[str, str]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-    }
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +61,7 @@ def test_two_films_of_a_patient_are_nearer_than_films_of_two_patients() -> None:
         return 1 - float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
     own = [distance(*(phantom(k, lesion=False, patient_seed=p)[0] for k in (50, 51))) for p in range(12)]
-    others = [
-        distance(*(phantom(k, lesion=False, patient_seed=p + 20 * k)[0] for k in (50, 51))) for p in range(12)
-    ]
+    others = [distance(*(phantom(k, lesion=False, patient_seed=p + 20 * k)[0] for k in (50, 51))) for p in range(12)]
     assert np.mean(own) < 0.7 * np.mean(others)
 
 
@@ -142,8 +138,7 @@ def test_names_are_those_of_the_real_set_and_some_patients_have_several_films(wr
     assert all(re.fullmatch(r"(NORMAL2-)?IM-\d{4}-\d{4}", name) for name in names["NORMAL"])
     assert all(re.fullmatch(r"person\d+_(bacteria|virus)_\d+", name) for name in names["PNEUMONIA"])
     train, test = (
-        [path.stem.split("_")[0] for path in written.glob(f"{split}/PNEUMONIA/*")]
-        for split in ("train", "test")
+        [path.stem.split("_")[0] for path in written.glob(f"{split}/PNEUMONIA/*")] for split in ("train", "test")
     )
     assert len(set(train)) < len(train)
     assert set(train) & set(test), "test numbers its persons anew"

@@ -123,9 +123,7 @@ def test_head_that_diverges_later_keeps_its_best_weights_and_harms_none(
 
 
 def test_clean_policy_looks_at_view_0_alone() -> None:
-    spoilt = replace(
-        TRAIN, features=np.concatenate([TRAIN.features[:, :1], TRAIN.features[:, 1:] + 5], axis=1)
-    )
+    spoilt = replace(TRAIN, features=np.concatenate([TRAIN.features[:, :1], TRAIN.features[:, 1:] + 5], axis=1))
     configs = [replace(BASE, view_policy="clean")]
     assert_same(fit(TRAIN, VAL, configs)[0], fit(spoilt, VAL, configs)[0], tolerance=0)
 

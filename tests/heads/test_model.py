@@ -32,9 +32,7 @@ def test_logits_are_those_of_torch_in_inference_form(layout: Layout) -> None:
     x = torch.from_numpy(features)
     if (hidden := weights.hidden) is not None:
         x = torch.relu(x @ torch.tensor(hidden.kernel) + torch.tensor(hidden.bias))
-        mean, var, gamma, beta = map(
-            torch.tensor, (hidden.running_mean, hidden.running_var, hidden.gamma, hidden.beta)
-        )
+        mean, var, gamma, beta = map(torch.tensor, (hidden.running_mean, hidden.running_var, hidden.gamma, hidden.beta))
         x = batch_norm(x, mean, var, gamma, beta, training=False, eps=1e-3)
     expected = (x @ torch.tensor(weights.kernel) + torch.tensor(weights.bias)).numpy()
     np.testing.assert_allclose(logits(weights, features), expected, rtol=1e-5, atol=1e-5)

@@ -31,9 +31,7 @@ def test_class_weights_are_scikit_learn_s() -> None:
 
 
 @given(st.integers(2, 300), st.integers(1, 5), st.integers(0, 2**63 - 1), st.integers(0, 99))
-def test_epoch_takes_every_image_once_in_a_view_there_is(
-    images: int, views: int, seed: int, epoch: int
-) -> None:
+def test_epoch_takes_every_image_once_in_a_view_there_is(images: int, views: int, seed: int, epoch: int) -> None:
     order, view = epoch_order(HeadConfig(seed=seed), epoch, images, views)
     assert sorted(order) == list(range(images))
     assert set(view) <= set(range(views))
@@ -82,9 +80,7 @@ def test_misuse_is_refused() -> None:
     double: Any = TRAIN.features.astype(np.float64)
     with pytest.raises(ValueError, match="the same"):
         fit(TRAIN, replace(VAL, features=VAL.features[:, :2]), [BASE])
-    with pytest.raises(
-        ValueError, match=r"features \[N, V, D\] of float16 or float32, got \[81, 3, 10\] of float64"
-    ):
+    with pytest.raises(ValueError, match=r"features \[N, V, D\] of float16 or float32, got \[81, 3, 10\] of float64"):
         replace(TRAIN, features=double)
     with pytest.raises(ValueError, match=r"labels \[81\] of int64, got \[80\]"):
         replace(TRAIN, labels=TRAIN.labels[1:])

@@ -1,0 +1,182 @@
+"""Every setting in one place: ``cxr.toml``, ``CXR_*`` variables, flags, in rising precedence.
+
+The names are one and the same everywhere: ``image_size`` in the file, ``CXR_IMAGE_SIZE`` in the environment,
+``--image-size`` on the command line. The study's MODEL_BACKBONE is ``backbone``, its DATA_PATHS are ``data``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from featcache.errors import SettingsError, nearest
+from featcache.spec import Precision, Runtime
+from featcache.splits import SplitRule
+
+CONFIG_NAME = "cxr.toml"
+PREFIX = "CXR_"
+
+STUDY_NAMES = {"model_backbone": "backbone", "data_paths": "data", "data_path": "data", "lr": "learning_rate"}
+"""What the study's central configuration called them: offered when somebody writes these."""
+
+
+def _listed(value: Any) -> Any:  # noqa: ANN401 - whatever the file or environment holds
+    """One value, or several between commas, as a list."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+Several = NoDecode, BeforeValidator(_listed)
+
+
+class Settings(BaseSettings):
+    """All settings; each field's description is the comment that ``cxr init`` writes above it."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    data: Path | None = Field(None, description="the data set's folder: {train,val,test}/<class>/*.jpeg")
+    table: Path | None = Field(None, description="a CSV path,label[,patient_id,split] instead of the folder's layout")
+    cache: Path = Field(Path("cache"), description="where feature stores and runs lie")
+    positive: str | None = Field(None, description="the class whose recall is the sensitivity (default: the second)")
+
+    backbone: Annotated[list[str], *Several] = Field(
+        ["resnet50"], description="frozen networks: timm names, torchvision:NAME, or module.path:callable"
+    )
+    weights: Annotated[list[str], *Several] = Field(
+        [], description="weights in the order of backbone: a file, 'random' or 'pretrained' (empty: all pretrained)"
+    )
+    image_size: int | None = Field(
+        None, ge=16, le=4096, description="pixels; default: what the weights were trained at"
+    )
+    views: int = Field(1, ge=1, le=1000, description="views an image, the clean one included")
+    view_seed: int = Field(0, ge=0, description="seed of the augmented views")
+    extract_batch_size: int = Field(16, ge=1, le=4096, description="images the network sees at once")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    runtime: Runtime | Literal["auto"] = Field("auto", description="auto, torch or openvino")
+    precision: Precision | Literal["auto"] = Field("auto", description="auto, float32, bfloat16 or float16")
+    strict: bool = Field(False, description="an unreadable image stops the command instead of being listed")
+
+    split: SplitRule = Field("patient", description="patient, paper or folders")
+    split_seed: int = Field(0, ge=0, description="seed of the patient split")
+    hidden: Annotated[list[int], *Several] = Field([256], description="hidden units of the head; 0: a linear head")
+    l2: Annotated[list[float], *Several] = Field(
+        [1e-4], description="L2 penalty of the Dense kernel, as Keras means it"
+    )
+    learning_rate: Annotated[list[float], *Several] = Field([1e-3], description="Adam's step")
+    epochs: int = Field(50, ge=1, le=100_000, description="epochs at most")
+    patience: int = Field(10, ge=1, description="epochs without a better validation loss before a head stops")
+    batch_size: int = Field(256, ge=2, description="features a training step")
+    class_weights: Literal["balanced", "none"] = Field("balanced", description="balanced or none")
+    train_views: Literal["random", "clean"] = Field("random", description="the view a head sees of an image each epoch")
+    seeds: int = Field(1, ge=1, le=1000, description="heads a configuration, with seeds 0, 1, …")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic passes it by name
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the same
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags over environment over file; no dotenv, no secrets."""
+        assert isinstance(init_settings, InitSettingsSource)
+        flags = dict(init_settings.init_kwargs)
+        file = flags.pop("from_file", {})
+        return (
+            InitSettingsSource(settings_cls, init_kwargs=flags),
+            env_settings,
+            InitSettingsSource(settings_cls, init_kwargs=file),
+        )
+
+
+def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> Settings:
+    """Read file, environment and flags.
+
+    Args:
+        flags: what was given on the command line; None values count as not given.
+        config: the file; by default ``cxr.toml`` of the working folder, where there is one.
+
+    Raises:
+        SettingsError: an unknown key, or a value of the wrong type; the message names key, source and way out.
+    """
+    given = {key: value for key, value in (flags or {}).items() if value is not None and value != []}
+    path = config or Path(CONFIG_NAME)
+    file = _read_toml(path, required=config is not None)
+    for key in file:
+        _known(key, f"{path}: unknown key {key!r}")
+    for variable in os.environ:
+        if variable.startswith(PREFIX):
+            _known(variable.removeprefix(PREFIX).lower(), f"unknown variable {variable}", PREFIX)
+    try:
+        return Settings(**{**given, "from_file": file})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        if key in given:
+            source = f"--{key.replace('_', '-')}"
+        elif f"{PREFIX}{key.upper()}" in os.environ:
+            source = f"{PREFIX}{key.upper()}"
+        else:
+            source = f"{path}: {key}"
+        raise SettingsError(f"{source} is {first['input']!r}: {first['msg'].lower()}") from error
+
+
+def example_toml(values: Mapping[str, Any] | None = None) -> str:
+    """A ``cxr.toml`` with every setting: its comment, and its default or the value given."""
+    given = {key: value for key, value in (values or {}).items() if value is not None}
+    lines = ["# Settings of cxr. CXR_* variables override this file, flags override both.", ""]
+    for name, field in Settings.model_fields.items():
+        lines += [f"# {field.description}"]
+        value = given.get(name, field.default)
+        lines += [f"# {name} = " if value is None else f"{name} = {_toml(value)}", ""]
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:  # noqa: ANN401 - a default of any field
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (str, Path)):
+        # JSON's escapes are TOML's.
+        return json.dumps(str(value), ensure_ascii=False)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return str(value)
+
+
+def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:
+    if not path.is_file():
+        if required:
+            raise SettingsError(f"no settings file {path}; 'cxr init' writes one")
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+
+
+def _known(key: str, complaint: str, prefix: str = "") -> None:
+    if key in Settings.model_fields:
+        return
+    if key in STUDY_NAMES:
+        raise SettingsError(f"{complaint}: it is called {_cased(STUDY_NAMES[key], prefix)} here")
+    names = [_cased(name, prefix) for name in Settings.model_fields]
+    raise SettingsError(f"{complaint}{nearest(_cased(key, prefix), names, 1)}")
+
+
+def _cased(name: str, prefix: str) -> str:
+    return prefix + name.upper() if prefix else name

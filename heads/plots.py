@@ -1,0 +1,102 @@
+"""Pictures of a row: learning curves, confusion matrix, ROC curve, as PNG or SVG files."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import auc, roc_curve
+
+from featcache import atomic
+from heads.metrics import probabilities
+from heads.report import Row
+from heads.runs import load_logits
+
+TRAIN_COLOUR, VAL_COLOUR = "#b5541c", "#1f5fa8"
+"""Told apart by those who see no red, and in grey."""
+
+
+def write_figures(row: Row, folder: Path, kind: Literal["png", "svg"] = "png") -> list[Path]:
+    """Write the three pictures of a row's head and return their paths.
+
+    Args:
+        row: the row; the seed of its lowest val loss is drawn.
+        folder: where the files go; it is made.
+        kind: the files' format.
+
+    Raises:
+        RunError: the run's logits are damaged.
+        WriteError: the folder cannot be written.
+    """
+    figures = {"learning-curves": learning_curves(row), "confusion-matrix": confusion(row)}
+    if len(row.run.classes) == 2:
+        figures["roc"] = roc(row)
+    paths: list[Path] = []
+    for name, figure in figures.items():
+        buffer = io.BytesIO()
+        # No date in the file: the same run gives the same bytes.
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+        paths.append(folder / f"{name}.{kind}")
+        atomic.write_bytes(paths[-1], buffer.getbuffer())
+    return paths
+
+
+def learning_curves(row: Row) -> Figure:
+    """Loss and accuracy of train and val by epoch, the kept epoch marked."""
+    record = row.chosen
+    history = record.history
+    epochs = np.arange(1, len(history.val_loss) + 1)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure.suptitle(row.name)
+    sides = (
+        ("cross-entropy", history.train_loss, history.val_loss),
+        ("accuracy", history.train_accuracy, history.val_accuracy),
+    )
+    for axes, (label, train, val) in zip(figure.subplots(1, 2), sides, strict=True):
+        axes.plot(epochs, train, color=TRAIN_COLOUR, linestyle="--", label="train (while the head changes)")
+        axes.plot(epochs, val, color=VAL_COLOUR, label="val")
+        axes.axvline(record.best_epoch + 1, color="grey", linewidth=0.8, label=f"kept: epoch {record.best_epoch + 1}")
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    return figure
+
+
+def confusion(row: Row) -> Figure:
+    """Images of test by true class and decision at threshold 0.5."""
+    counts = np.array(row.chosen.test.confusion_matrix)
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(counts, cmap="Blues", vmin=0)
+    for (true, decided), count in np.ndenumerate(counts):
+        colour = "white" if count > counts.max() / 2 else "black"
+        axes.text(decided, true, f"{count}", ha="center", va="center", color=colour, fontsize=14)
+    classes = row.run.classes
+    axes.set(xlabel="decision", ylabel="truth", title=f"{row.name}: test, n = {counts.sum()}")
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set_yticks(range(len(classes)), classes, rotation=90, va="center")
+    return figure
+
+
+def roc(row: Row) -> Figure:
+    """Sensitivity against 1 - specificity of val and test."""
+    head, positive = row.heads[row.best], row.run.positive
+    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for split, colour, style in (("val", TRAIN_COLOUR, "--"), ("test", VAL_COLOUR, "-")):
+        loaded = load_logits(row.folder, "val" if split == "val" else "test")
+        truth = loaded.label == positive
+        if truth.all() or not truth.any():
+            continue
+        false_positive, true_positive, _ = roc_curve(truth, probabilities(loaded.logits[head])[:, positive])
+        area = auc(false_positive, true_positive)
+        axes.plot(false_positive, true_positive, style, color=colour, label=f"{split}: AUC {area:.4f}")
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=row.name, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axes.set_aspect("equal")
+    axes.legend(frameon=False, loc="lower right")
+    return figure

@@ -1,0 +1,213 @@
+"""A run: the saved outcome of one ``fit-head``, in a folder that is whole or absent.
+
+``run.json`` holds configurations, histories and figures, ``weights.safetensors`` the heads, ``val.npz`` and
+``test.npz`` the logits. The two splits' logits lie apart so that what chooses can be given the one without the
+other.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from featcache import atomic
+from featcache.errors import RunError
+from featcache.splits import SplitRule
+from heads.config import HeadConfig
+from heads.early_stopping import History
+from heads.metrics import Metrics
+
+FORMAT_VERSION = 1
+RUNS_NAME = "runs"
+
+SplitName = Literal["val", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRecord:
+    """One fitted head's figures.
+
+    Attributes:
+        backbone: the frozen network's name.
+        fingerprint: of the features' spec.
+        views: views an image that it was trained on.
+        config: what made it.
+        class_weight: [K] weight of each class in the train loss.
+        history: figures an epoch.
+        best_epoch: the epoch whose weights were kept, from 0.
+        stop_reason: why training ended.
+        penalty: λ·Σw² of the kept weights.
+        val: figures on the clean view of val.
+        test: figures on the clean view of test.
+        val_view_mean: figures of the mean logit over the views of val.
+        test_view_mean: likewise of test.
+    """
+
+    backbone: str
+    fingerprint: str
+    views: int
+    config: HeadConfig
+    class_weight: tuple[float, ...]
+    history: History
+    best_epoch: int
+    stop_reason: str
+    penalty: float
+    val: Metrics
+    test: Metrics
+    val_view_mean: Metrics
+    test_view_mean: Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """All that ``run.json`` holds.
+
+    Attributes:
+        format_version: of this layout.
+        run_id: the folder's name, determined by what went into the run.
+        created: when it ended, ISO 8601 in UTC.
+        dataset: the data set's name.
+        images_sha256: hash over the images, labels and patients.
+        classes: class names.
+        positive: index of the positive class.
+        split_rule: how the images were divided.
+        split_seed: the seed of that.
+        n: images by split.
+        straddling: patients with images in train and in val.
+        seconds: training time.
+        provenance: versions and hardware.
+        heads: the fitted heads.
+    """
+
+    format_version: int
+    run_id: str
+    created: str
+    dataset: str
+    images_sha256: str
+    classes: tuple[str, ...]
+    positive: int
+    split_rule: SplitRule
+    split_seed: int
+    n: dict[str, int]
+    straddling: int
+    seconds: float
+    provenance: dict[str, str]
+    heads: tuple[HeadRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitLogits:
+    """What the heads of a run say of one split.
+
+    Attributes:
+        logits: [heads, n, K] float32, of the clean view.
+        logits_view_mean: [heads, n, K] float32, the mean over the views.
+        label: [n] int64.
+        image_id: [n].
+    """
+
+    logits: NDArray[np.float32]
+    logits_view_mean: NDArray[np.float32]
+    label: NDArray[np.int64]
+    image_id: tuple[str, ...]
+
+
+_RECORD = TypeAdapter(RunRecord)
+
+
+def save_run(
+    dataset: Path,
+    record: RunRecord,
+    weights: Sequence[Mapping[str, NDArray[np.float32]]],
+    val: SplitLogits,
+    test: SplitLogits,
+) -> Path:
+    """Write a run's folder, replacing one of the same id; returns the folder.
+
+    Raises:
+        WriteError: the disk is full or the folder cannot be written.
+    """
+    from safetensors.numpy import save
+
+    folder = dataset / RUNS_NAME / record.run_id
+    tensors = {f"{head}/{name}": array for head, state in enumerate(weights) for name, array in state.items()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        # Only a damaged or older run is ever written again; a whole one is found and returned before.
+        shutil.rmtree(folder)
+    with atomic.new_folder(folder) as temporary:
+        (temporary / "run.json").write_bytes(_RECORD.dump_json(record, indent=1))
+        (temporary / "weights.safetensors").write_bytes(save(tensors))
+        (temporary / "val.npz").write_bytes(_npz(val))
+        (temporary / "test.npz").write_bytes(_npz(test))
+    return folder
+
+
+def load_run(folder: Path) -> RunRecord:
+    """Read and check ``run.json``.
+
+    Raises:
+        RunError: no run there, a damaged one, or one of another version.
+    """
+    path = folder / "run.json"
+    try:
+        record = _RECORD.validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RunError(f"no run in {folder}: 'cxr fit-head' makes one") from error
+    except (OSError, ValidationError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        raise RunError(f"{path} is damaged ({what}): delete {folder} and run 'cxr fit-head' again") from error
+    if record.format_version != FORMAT_VERSION:
+        raise RunError(f"{path} has format {record.format_version}, this cxr reads {FORMAT_VERSION}: fit again")
+    return record
+
+
+def load_logits(folder: Path, split: SplitName) -> SplitLogits:
+    """Read the logits of one split.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    path = folder / f"{split}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            loaded = SplitLogits(
+                logits=arrays["logits"],
+                logits_view_mean=arrays["logits_view_mean"],
+                label=arrays["label"],
+                image_id=tuple(arrays["image_id"].tolist()),
+            )
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path} is damaged ({error}): delete {folder} and run 'cxr fit-head' again") from error
+    n = len(loaded.label)
+    if loaded.logits.ndim != 3 or loaded.logits.shape[1] != n or len(loaded.image_id) != n:
+        raise RunError(f"{path} is damaged: its arrays differ in length")
+    return loaded
+
+
+def run_folders(dataset: Path) -> list[Path]:
+    """Folders of the runs of a data set, sorted by name."""
+    folder = dataset / RUNS_NAME
+    return sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
+
+
+def _npz(split: SplitLogits) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        logits=split.logits,
+        logits_view_mean=split.logits_view_mean,
+        label=split.label,
+        image_id=np.array(split.image_id, np.str_),
+    )
+    return buffer.getvalue()
