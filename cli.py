@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="cxr",
-    help="Run frozen backbones once over chest radiographs; fit whole grids of heads on the cached features.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -58,8 +58,29 @@ class Tell(Protocol):
         """Move the bar."""
 
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, emoji=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+for console in (out, err):
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        # A file or a pipe has no width: give tables room.
+        console.width = 160
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(version("cxr"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Run frozen backbones once over chest radiographs; fit whole grids of heads on the cached features."""
 
 
 @app.command()
@@ -71,7 +92,7 @@ def init(data: Data = None, cache: Cache = None, force: Annotated[bool, typer.Op
     if path.exists() and not force:
         raise SettingsError(f"{path} exists already: edit it, or overwrite it with --force")
     atomic.write_text(path, example_toml({"data": data, "cache": cache}))
-    out.print(f"wrote {path}: every setting with its default", markup=False)
+    out.print(f"wrote {path}: every setting and its default, to be uncommented and changed", markup=False)
 
 
 @data_app.command("check")
@@ -268,13 +289,15 @@ def report(
     settings = load_settings({"data": data, "table": table, "cache": cache}, config)
     from featcache.workspace import dataset_folder
     from heads.report import build_report
-    from heads.tables import HEADER, as_csv, cells, markdown, notes
+    from heads.tables import COMPACT_HEADER, HEADER, WIDE, as_csv, cells, markdown, notes
 
     built = build_report(dataset_folder(settings), run or ())
     if as_json or form == "json":
         _print_json(built.to_json())
     elif form == "table":
-        _print_table(built.dataset, HEADER, cells(built, paper=paper, view_mean=view_mean), text=["Model"])
+        compact = out.width < WIDE
+        lines = cells(built, paper=paper, view_mean=view_mean, compact=compact)
+        _print_table(built.dataset, COMPACT_HEADER if compact else HEADER, lines, text=["Model"])
         for note in notes(built, paper=paper):
             out.print(f"· {note}", markup=False, soft_wrap=False)
     else:
@@ -312,11 +335,11 @@ def cache_verify(
 ) -> None:
     """Read every byte of every store and compare checksums; exits 1 where something is damaged."""
     from featcache.errors import StoreError
-    from featcache.store import store_folders, verify_store
+    from featcache.store import dataset_folders, store_folders, verify_store
 
     settings = load_settings({"data": data, "cache": cache}, config)
-    name = settings.data.resolve().name if settings.data else "*"
-    stores = [store for dataset in sorted(settings.cache.glob(name)) for store in store_folders(dataset)]
+    datasets = dataset_folders(settings.cache, settings.data.resolve().name if settings.data else None)
+    stores = [store for dataset in datasets for store in store_folders(dataset)]
     problems = {str(store): verify_store(store, remove_damaged=remove_damaged) for store in stores}
     if as_json:
         _print_json(problems)
@@ -351,13 +374,15 @@ def cache_remove(
 
 @contextlib.contextmanager
 def _bar(what: str) -> Iterator[Tell]:
-    """A progress bar on stderr, told (done, total, remark); a log file sees its end only."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[remark]}", "dim"))
-    with Progress(TextColumn(what), *columns, console=err, transient=not err.is_terminal) as progress:
-        task = progress.add_task(what, total=None, remark="")
+    """A progress bar on stderr, told (done, total, remark)."""
+    remarks = TextColumn("{task.fields[remark]}", "dim", markup=False)
+    columns = (TextColumn(what), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), remarks)
+    with Progress(*columns, console=err) as progress:
+        # A log file gets the bar once, at its end, and only if there was anything to do.
+        task = progress.add_task(what, total=None, remark="", visible=err.is_terminal)
 
         def tell(done: int, total: int, remark: str = "") -> None:
-            progress.update(task, completed=done, total=total, remark=remark)
+            progress.update(task, completed=done, total=total, remark=remark, visible=True)
 
         yield tell
 
@@ -379,9 +404,10 @@ def _print_json(value: object) -> None:
 
 def _print_table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]], text: Sequence[str]) -> None:
     """A table on stdout; ``text`` names the columns that are not numbers."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(name, justify="left" if name in text else "right", overflow="fold")
+        worded = name in text
+        table.add_column(name, justify="left" if worded else "right", overflow="fold", no_wrap=not worded)
     for line in lines:
         table.add_row(*map(escape, line))
     out.print(table, soft_wrap=False)

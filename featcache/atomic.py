@@ -6,6 +6,7 @@ A reader never sees half a file, and a kill at any instant leaves the old file o
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -36,10 +37,12 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise _explained(path, len(data), error) from error
+        if isinstance(error, OSError):
+            raise _explained(path, len(data), error) from error
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -56,6 +59,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}-{path.name}")
     try:
+        if path.exists():
+            # Said before the work is done; and renaming would replace an empty folder in silence.
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.rglob("*"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -192,20 +193,24 @@ def _own(spelled: str) -> tuple[nn.Module, Preprocessing]:
     Attributes ``image_size``, ``mean`` and ``std`` of the network override 224 pixels and ImageNet's statistics.
     """
     module_name, _, attribute = spelled.partition(":")
+    if "" not in sys.path:
+        # A module in the working folder, as 'python -m' would find it; last, so that it hides nothing.
+        sys.path.append("")
     try:
         model = getattr(importlib.import_module(module_name), attribute)()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise BackboneError(f"backbone {spelled!r} cannot be made: {error}") from error
     if not isinstance(model, nn.Module):
         raise BackboneError(f"backbone {spelled!r} made a {type(model).__name__}, wanted a torch.nn.Module")
-    size = int(getattr(model, "image_size", 224))
-    return model, Preprocessing(
-        image_size=size,
-        resize_side=size,
-        interpolation="bilinear",
-        mean=_triple(getattr(model, "mean", IMAGENET_DEFAULT_MEAN)),
-        std=_triple(getattr(model, "std", IMAGENET_DEFAULT_STD)),
-    )
+    try:
+        size = int(getattr(model, "image_size", 224))
+        mean = _triple(getattr(model, "mean", IMAGENET_DEFAULT_MEAN))
+        std = _triple(getattr(model, "std", IMAGENET_DEFAULT_STD))
+    except (TypeError, ValueError) as error:
+        raise BackboneError(
+            f"backbone {spelled!r}: its image_size is not a number, or its mean or std are not three: {error}"
+        ) from error
+    return model, Preprocessing(image_size=size, resize_side=size, interpolation="bilinear", mean=mean, std=std)
 
 
 def _with_record(preprocessing: Preprocessing, record: Mapping[str, str], file: str) -> Preprocessing:

@@ -61,6 +61,9 @@ def read_file(root: Path, image_id: str) -> bytes:
             return file.read(MAX_FILE_BYTES)
     except OSError as error:
         raise UnreadableImageError(f"cannot be read: {error.strerror or error}") from error
+    except RuntimeError as error:
+        # What Python before 3.13 makes of links that lead in a circle.
+        raise UnreadableImageError("cannot be read: the link leads back to itself") from error
 
 
 def scan(

@@ -7,6 +7,7 @@ network's door, which makes every later step three times cheaper and changes no 
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from featcache.errors import DataError
 
@@ -26,6 +27,17 @@ MAX_PIXELS = 89_478_485
 
 FORMATS = ("JPEG", "PNG")
 """Only these decoders are tried: each further one is code that hostile input can reach."""
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes an EXIF orientation; all else that an orientation may say means upright."""
 
 Pixels = NDArray[np.uint8]
 """Decoded pixels: [H, W] when grey, [H, W, 3] otherwise."""
@@ -47,11 +59,13 @@ class ImageHeader:
 
 @contextmanager
 def oversize_is_an_error() -> Iterator[None]:
-    """Make Pillow's warning on oversized images an error, for the whole pass.
+    """Make Pillow's warning on oversized images an error, for the whole pass, and silence its remarks on metadata.
 
     Warning filters are one for all threads, so this is entered once by the thread that starts the others.
     """
     with warnings.catch_warnings():
+        # Damaged EXIF says nothing about the pixels, and a warning does not say which file it is in.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
@@ -82,12 +96,13 @@ def decode(data: bytes, floor: int | None = None) -> Pixels:
     """
     with _opened(data) as image:
         if floor is not None and image.format == "JPEG":
-            ratio = floor / min(image.size)
-            if ratio < 1:
-                image.draft(None, (int(image.width * ratio), int(image.height * ratio)))
+            shorter = min(image.size)
+            if floor < shorter:
+                # In whole numbers: rounding down to floor - 1 would let the shorter side fall below the floor.
+                image.draft(None, (image.width * floor // shorter, image.height * floor // shorter))
         try:
-            upright = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-            pixels = _eight_bit(upright)
+            turn = UPRIGHT.get(_orientation(image))
+            pixels = _eight_bit(image if turn is None else image.transpose(turn))
         except (
             OSError,
             ValueError,
@@ -130,6 +145,9 @@ def _eight_bit(image: Image.Image) -> Pixels:
         # Pillow clips 16-bit grey when it converts it; the upper byte is what is meant.
         wide = np.asarray(image).astype(np.int64)
         return (wide.clip(0, 65535) // 257).astype(np.uint8)
+    if image.mode == "P" and "transparency" in image.info:
+        # Straight to RGB, Pillow warns that it cannot keep the transparency.
+        image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))
 
 
@@ -139,11 +157,12 @@ def _is_grey(pixels: Pixels) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 (upright) where it says nothing sensible."""
     try:
-        return int(image.getexif().get(0x0112, 1))
-    except (OSError, ValueError, SyntaxError, TypeError):
-        # Damaged EXIF says nothing about the pixels.
+        found = image.getexif().get(0x0112, 1)
+    except (OSError, ValueError, SyntaxError, TypeError, LookupError, struct.error):
         return 1
+    return found if found in UPRIGHT else 1
 
 
 def _first_line(error: BaseException) -> str:

@@ -99,16 +99,19 @@ def discover(root: Path) -> ImageTable:
     is read, never dropped. Rows are sorted by path as bytes, so that locale and file system do not matter.
 
     Raises:
-        DataError: no such folder, no class folders, or no files in them.
+        DataError: no such folder, no class folders, no files in them, or names that are no UTF-8.
     """
     if not root.is_dir():
         raise DataError(f"no such folder: {root}; name the data set's folder with --data DIR")
     splits = [name for name in SPLIT_FOLDERS if (root / name).is_dir()]
     found: list[tuple[str, str, str]] = []
-    for split in splits or [""]:
-        for class_folder in _visible_folders(root / split):
-            for name in _files(class_folder):
-                found.append((f"{split}/{class_folder.name}/{name}".lstrip("/"), class_folder.name, split))
+    try:
+        for split in splits or [""]:
+            for class_folder in _visible_folders(root / split):
+                for name in _files(class_folder):
+                    found.append((f"{split}/{class_folder.name}/{name}".lstrip("/"), class_folder.name, split))
+    except OSError as error:
+        raise DataError(f"cannot list {error.filename or root}: {error.strerror or error}") from error
     if not found:
         nested = [
             f"{child.name}/" for child in _visible_folders(root) if any((child / s).is_dir() for s in SPLIT_FOLDERS)
@@ -118,7 +121,11 @@ def discover(root: Path) -> ImageTable:
             f"no images in {root}: wanted {root.name}/{{train,val,test}}/<class>/*.jpeg, "
             f"or {root.name}/<class>/*.jpeg{hint}"
         )
-    found.sort(key=lambda row: row[0].encode())
+    try:
+        found.sort(key=lambda row: row[0].encode())
+    except UnicodeEncodeError as error:
+        name = ascii(error.object)
+        raise DataError(f"a file's name in {root} is not UTF-8: {name}; rename it") from error
     classes = tuple(sorted({label for _, label, _ in found}))
     if len(classes) < 2:
         raise DataError(f"{root} has the single class folder {classes[0]!r}: a comparison needs two classes or more")
@@ -150,6 +157,8 @@ def read_csv(path: Path) -> ImageTable:
                 raise DataError(f"{path} has no column {' or '.join(sorted(missing))}; it has {reader.fieldnames}")
             for row in reader:
                 where = f"{path}, line {reader.line_num}"
+                if any("\0" in str(value) for value in row.values()):
+                    raise DataError(f"{where}: holds a NUL character")
                 image_id, label = row["path"] or "", row["label"] or ""
                 split = row.get("split") or ""
                 if not image_id or not label:
@@ -206,7 +215,12 @@ def _visible_folders(folder: Path) -> list[Path]:
 
 def _files(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir()]
+        return [entry.name for entry in entries if not entry.name.startswith(".") and not _is_folder(entry)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # ``entry.is_dir()`` alone raises where a link leads back to itself.
+    return Path(entry).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
 def _first_duplicate(values: list[str]) -> str | None:

@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import h5py
@@ -20,12 +21,17 @@ from featcache import atomic
 from featcache.check import Quarantined, Scan
 from featcache.errors import StoreError
 from featcache.images import ImageTable, strings
-from featcache.parts import PartHeader, damaged, opened, text_attribute
+from featcache.parts import LIBVER, PartHeader, damaged, opened, require_plain, text_attribute
 from featcache.spec import FORMAT_VERSION, FeatureSpec
 
 FORMAT = "cxr-feature-store"
 INDEX_NAME = "features.h5"
 PARTS_NAME = "parts"
+COLUMNS = (
+    *("image_id", "image_sha256", "label", "patient_id", "split", "width", "height", "parts", "part"),
+    *("quarantined/image_id", "quarantined/reason"),
+)
+"""The datasets that are read here; ``/features`` alone is virtual."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +69,15 @@ def write_index(store: Path, spec: FeatureSpec, scanned: Scan, headers: Sequence
     layout_runs: list[tuple[PartHeader, _Run]] = []
     for number, header in enumerate(headers):
         source, target = _matching_rows(header, rows_of)
-        new = part[target, header.views[0]] < 0 if len(target) else np.zeros(0, bool)
+        held = np.array(header.views)
+        new = (part[np.ix_(target, held)] < 0).any(axis=1)
         source, target = source[new], target[new]
-        part[np.ix_(target, header.views)] = number
+        part[np.ix_(target, held)] = number
         layout_runs += [(header, run) for run in _runs(source, target)]
         wide = wide or _is_wide(header)
     dim = headers[0].dim if headers else 0
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
+    with h5py.File(buffer, "w", libver=LIBVER) as file:
         layout = h5py.VirtualLayout((len(table), view_count, dim), np.float32 if wide else np.float16)
         for header, run in layout_runs:
             shape = (len(header.image_sha256), len(header.views), dim)
@@ -86,16 +93,14 @@ def write_index(store: Path, spec: FeatureSpec, scanned: Scan, headers: Sequence
             ]
         file.create_virtual_dataset("features", layout, fillvalue=np.nan)
         _write_table(file, table)
-        text = h5py.string_dtype()
-        file.create_dataset("parts", data=[header.path.name for header in headers], dtype=text)
-        file.create_dataset("part", data=part)
-        group = file.create_group("quarantined")
-        group.create_dataset("image_id", data=[row.image_id for row in scanned.quarantined], dtype=text)
-        group.create_dataset("reason", data=[row.reason for row in scanned.quarantined], dtype=text)
-        file.attrs["format"] = FORMAT
+        _write_column(file, "parts", _text([header.path.name for header in headers]))
+        _write_column(file, "part", part)
+        _write_column(file, "quarantined/image_id", _text([row.image_id for row in scanned.quarantined]))
+        _write_column(file, "quarantined/reason", _text([row.reason for row in scanned.quarantined]))
+        file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["spec"] = spec.to_json()
-        file.attrs["fingerprint"] = spec.fingerprint
+        file.attrs["spec"] = np.bytes_(spec.to_json())
+        file.attrs["fingerprint"] = np.bytes_(spec.fingerprint)
     with filelock.FileLock(store / f"{INDEX_NAME}.lock"):
         atomic.write_bytes(store / INDEX_NAME, buffer.getbuffer())
 
@@ -117,6 +122,8 @@ def read_index(store: Path) -> Index:
     with opened(path, FORMAT) as file:
         try:
             spec = FeatureSpec.from_json(text_attribute(file, "spec"), str(path))
+            for name in COLUMNS:
+                require_plain(file, name, path)
             table = _read_table(file)
             quarantined = tuple(
                 Quarantined(image_id=image_id, reason=reason)
@@ -139,15 +146,25 @@ def read_index(store: Path) -> Index:
 
 
 def _write_table(file: h5py.File, table: ImageTable) -> None:
-    text = h5py.string_dtype()
-    file.create_dataset("image_id", data=table.image_id.tolist(), dtype=text)
-    file.create_dataset("image_sha256", data=np.array(table.sha256.tolist(), "S64"))
-    label = file.create_dataset("label", data=table.label)
-    label.attrs["classes"] = list(table.classes)
-    file.create_dataset("patient_id", data=table.patient_id.tolist(), dtype=text)
-    file.create_dataset("split", data=table.split.tolist(), dtype=text)
-    file.create_dataset("width", data=table.width)
-    file.create_dataset("height", data=table.height)
+    _write_column(file, "image_id", _text(table.image_id.tolist()))
+    _write_column(file, "image_sha256", np.array(table.sha256.tolist(), "S64"))
+    _write_column(file, "label", table.label)
+    file["label"].attrs["classes"] = _text(list(table.classes))
+    _write_column(file, "patient_id", _text(table.patient_id.tolist()))
+    _write_column(file, "split", _text(table.split.tolist()))
+    _write_column(file, "width", table.width)
+    _write_column(file, "height", table.height)
+
+
+def _write_column(file: h5py.File, name: str, values: NDArray[Any]) -> None:
+    """Write a dataset with HDF5's own checksum, which a reader compares unasked; an empty one can have none."""
+    file.create_dataset(name, data=values, fletcher32=True if values.size else None)
+
+
+def _text(values: list[str]) -> NDArray[np.bytes_]:
+    """UTF-8 of fixed length: text of variable length is kept outside the dataset, where it has no checksum."""
+    encoded = [value.encode() for value in values]
+    return np.array(encoded, h5py.string_dtype("utf-8", max(1, *map(len, encoded), 1)))
 
 
 def _read_table(file: h5py.File) -> ImageTable:
@@ -157,7 +174,7 @@ def _read_table(file: h5py.File) -> ImageTable:
         ValueError: columns of different length, or labels that are no class.
     """
     table = ImageTable(
-        classes=tuple(str(name) for name in file["label"].attrs["classes"]),
+        classes=tuple(_name(value) for value in file["label"].attrs["classes"]),
         image_id=strings(file["image_id"].asstr()[:].tolist()),
         label=file["label"][:].astype(np.int64),
         patient_id=strings(file["patient_id"].asstr()[:].tolist()),
@@ -172,6 +189,10 @@ def _read_table(file: h5py.File) -> ImageTable:
     if len(table) and not 0 <= table.label.min() <= table.label.max() < len(table.classes):
         raise ValueError("a label is no class")
     return table
+
+
+def _name(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
+from torchvision.models import DenseNet
 
 from featcache.errors import BackboneError
 
@@ -43,6 +44,8 @@ class PooledNetwork(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features [B, D] float32 of pixels [B, 3, S, S] uint8."""
         last = self.features((pixels.float() - self.mean) / self.std)
+        if not isinstance(last, torch.Tensor):
+            raise TypeError(f"its last map is a {type(last).__name__}, wanted one tensor")
         if last.ndim == 4:
             # Swin and its kin put the channels last.
             channels_last = last.shape[1] != self.channels and last.shape[3] == self.channels
@@ -58,17 +61,20 @@ class TorchvisionFeatures(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        if hasattr(model, "features"):
-            self.last: nn.Module = cast("nn.Module", model.features)
+        children = dict(model.named_children())
+        if isinstance(model, DenseNet):
+            # Its last activation stands in ``forward``, not among its children.
+            self.last: nn.Module = nn.Sequential(model.features, nn.ReLU())
+        elif "avgpool" in children:
+            # What stands before it, in the order in which torchvision's networks call it.
+            names = list(children)
+            self.last = nn.Sequential(*(children[name] for name in names[: names.index("avgpool")]))
+        elif "features" in children:
+            self.last = children["features"]
         else:
-            if not hasattr(model, "avgpool"):
-                raise BackboneError(
-                    f"torchvision's {type(model).__name__} has no last map to average; use timm's model of that name"
-                )
-            # What stands before avgpool, in the order in which torchvision's networks call it.
-            before = dict(model.named_children())
-            names = list(before)
-            self.last = nn.Sequential(*(before[name] for name in names[: names.index("avgpool")]))
+            raise BackboneError(
+                f"torchvision's {type(model).__name__} has no last map to average; use timm's model of that name"
+            )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """The last map [B, D, h, w] of normalised pixels [B, 3, S, S]."""

@@ -18,11 +18,15 @@ import xxhash
 from numpy.typing import NDArray
 
 from featcache import atomic
-from featcache.errors import StoreError
+from featcache.errors import BackboneError, StoreError
 from featcache.spec import FORMAT_VERSION, FeatureSpec
 
 FORMAT = "cxr-feature-part"
 CHECKSUM = "xxh3_128"
+LIBVER = ("v110", "v110")
+"""HDF5's file format from 1.10 on, which keeps checksums of its own structure; in the older one, which h5py writes
+unless told otherwise, a flipped byte can crash the library. Text of variable length is kept where it has no checksum,
+so ours is of fixed length."""
 
 FeatureArray = NDArray[np.float16] | NDArray[np.float32]
 
@@ -76,23 +80,33 @@ def write_part(
 
     Raises:
         WriteError: the disk is full or the folder cannot be written.
+        BackboneError: a feature is infinite or not a number.
     """
-    stored: FeatureArray = features.astype(spec.dtype)
-    if not np.isfinite(stored).all():
-        # A feature beyond 65,504 does not fit float16: this part alone keeps the wider type.
-        stored = features
+    odd = np.flatnonzero(~np.isfinite(features).all(axis=(1, 2)))
+    if len(odd):
+        raise BackboneError(
+            f"{spec.backbone} in {spec.precision} gives features that are no finite numbers for {len(odd)} of "
+            f"{len(features)} images (such as that of SHA-256 {image_sha256[odd[0]]}): try --precision float32"
+        )
+    with np.errstate(over="ignore"):
+        stored: FeatureArray = features.astype(spec.dtype)
+    fits = np.isfinite(stored)
+    if not fits.all():
+        # A feature beyond 65,504 does not fit float16: this part alone keeps the wider type. What fits is rounded
+        # all the same, so that no value depends on which images share its part.
+        stored = np.where(fits, stored.astype(np.float32), features)
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
+    with h5py.File(buffer, "w", libver=LIBVER) as file:
         file.create_dataset("features", data=stored)
         file.create_dataset("image_sha256", data=np.array(image_sha256, "S64"))
         file.create_dataset("view", data=np.array(views, np.int32))
-        file.attrs["format"] = FORMAT
+        file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["spec"] = spec.to_json()
-        file.attrs["checksum_algorithm"] = CHECKSUM
-        file.attrs["checksum"] = checksum(spec.to_json(), image_sha256, views, stored)
+        file.attrs["spec"] = np.bytes_(spec.to_json())
+        file.attrs["checksum_algorithm"] = np.bytes_(CHECKSUM)
+        file.attrs["checksum"] = np.bytes_(checksum(spec.to_json(), image_sha256, views, stored))
         for name, value in sorted(provenance.items()):
-            file.attrs[f"provenance_{name}"] = value
+            file.attrs[f"provenance_{name}"] = np.bytes_(value) if isinstance(value, str) else value
     path = folder / part_name(image_sha256, views)
     atomic.write_bytes(path, buffer.getbuffer())
     return path
@@ -114,7 +128,7 @@ def read_header(path: Path, spec: FeatureSpec | None = None) -> PartHeader:
             if spec is not None and found != spec:
                 raise StoreError(f"{path} was made by another spec: {found.differences(spec)}")
             for name in ("features", "image_sha256", "view"):
-                _require_plain(file[name], path)
+                require_plain(file, name, path)
             shape = file["features"].shape
             header = PartHeader(
                 path=path,
@@ -132,7 +146,8 @@ def read_header(path: Path, spec: FeatureSpec | None = None) -> PartHeader:
         "float32",
     ):
         raise damaged(path, f"features are {shape} {header.dtype}")
-    if not header.views or header.views != tuple(range(header.views[0], header.views[-1] + 1)) or header.views[0] < 0:
+    first = min(header.views, default=-1)
+    if first < 0 or header.views != tuple(range(first, first + len(header.views))):
         raise damaged(path, f"views are {header.views}, wanted a rising range")
     return header
 
@@ -163,16 +178,23 @@ def checksum(spec_json: str, image_sha256: Sequence[str], views: Sequence[int], 
     return digest.hexdigest()
 
 
-def _require_plain(dataset: h5py.Dataset, path: Path) -> None:
+def require_plain(file: h5py.File, name: str, path: Path) -> None:
     """Refuse a dataset that reaches into other files or claims more bytes than the file has.
 
     Raises:
         StoreError: either; reading it would leave the cache or fill the memory.
+        KeyError: there is none of this name.
     """
+    steps = name.split("/")
+    for depth in range(1, len(steps) + 1):
+        # Asked of each link before it is followed: following an external one opens the other file.
+        if file.id.links.get_info("/".join(steps[:depth]).encode()).type != h5py.h5l.TYPE_HARD:
+            raise damaged(path, f"/{name} points to other files")
+    dataset = file[name]
     if dataset.external or dataset.is_virtual:
-        raise damaged(path, f"{dataset.name} points to other files")
+        raise damaged(path, f"/{name} points to other files")
     if dataset.nbytes > path.stat().st_size:
-        raise damaged(path, f"{dataset.name} claims {dataset.nbytes} bytes, more than the file has")
+        raise damaged(path, f"/{name} claims {dataset.nbytes} bytes, more than the file has")
 
 
 def opened(path: Path, wanted_format: str) -> h5py.File:
@@ -187,11 +209,12 @@ def opened(path: Path, wanted_format: str) -> h5py.File:
         raise damaged(path, error) from error
     try:
         found = text_attribute(file, "format")
-        version = file.attrs["format_version"]
+        version = file.attrs.get("format_version")
+        fits = found == wanted_format and bool(version == FORMAT_VERSION)
     except (KeyError, OSError, RuntimeError, TypeError, ValueError, UnicodeDecodeError) as error:
         file.close()
         raise damaged(path, error) from error
-    if found != wanted_format or version != FORMAT_VERSION:
+    if not fits:
         file.close()
         raise StoreError(
             f"{path} is {found!r} version {version}, wanted {wanted_format!r} version {FORMAT_VERSION}; "
@@ -204,9 +227,13 @@ def text_attribute(file: h5py.File, name: str) -> str:
     """A root attribute as text.
 
     Raises:
-        ValueError: it is no text.
+        ValueError: it is missing, or no text.
     """
+    if name not in file.attrs:
+        raise ValueError(f"it has no attribute {name}")
     value = file.attrs[name]
+    if isinstance(value, bytes):
+        return value.decode()
     if not isinstance(value, str):
         raise ValueError(f"attribute {name} is not text")
     return value

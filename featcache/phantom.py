@@ -9,11 +9,9 @@ units: ``x`` to the image's right, ``y`` down, the frame spans about [-1, 1] in 
 from __future__ import annotations
 
 import cmath
-import contextlib
 import dataclasses
 import json
 import math
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from featcache import atomic
 from featcache.errors import DataError
 
 Field = npt.NDArray[np.floating]  # float32, one value a pixel; [size, size] unless said otherwise
@@ -92,28 +91,19 @@ def write_phantoms(
 
     Raises:
         DataError: if the folder exists and is anything but this very data set.
+        WriteError: the disk is full or the place cannot be written.
     """
     if not 0 <= pneumonia_share <= 1:
         raise ValueError(f"pneumonia_share must lie within 0 and 1, got {pneumonia_share}")
     asked = f"cxr phantoms, format {FORMAT_VERSION}: {(train, val, test)=} {pneumonia_share=} {size=} {seed=}"
-    places: dict[str, list[dict[str, float]]] = {}
-    exif = Image.Exif()
-    exif[0x010E] = DESCRIPTION  # ImageDescription
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)  # a sibling: the rename stays on one file system
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            new = Path(scratch, folder.name)
-            for image_id, number, person in _plan(train, val, test, pneumonia_share, seed):
-                ill, shift = "PNEUMONIA" in image_id, image_id.startswith("test")
-                pixels, lesions = phantom(number, size=size, lesion=ill, shift=shift, patient_seed=person)
-                (new / image_id).parent.mkdir(parents=True, exist_ok=True)
-                film = Image.fromarray(pixels)
-                film.save(new / image_id, "JPEG", quality=90, comment=DESCRIPTION, exif=exif)
-                places[image_id] = [dataclasses.asdict(lesion) for lesion in lesions]
-            (new / "lesions.json").write_text(json.dumps(places, indent=1) + "\n", encoding="utf-8")
-            (new / "README.txt").write_text(f"{asked}\n\nEvery image is a {DESCRIPTION}.\n", encoding="utf-8")
-            with contextlib.suppress(OSError):  # another process was faster: judge what lies there
-                new.rename(folder)
+        try:
+            with atomic.new_folder(folder) as new:
+                _draw_all(new, _plan(train, val, test, pneumonia_share, seed), size, asked)
+        except atomic.WriteError:
+            if not folder.exists():
+                raise
+            # Another process was faster: judge what lies there.
     try:
         found = (folder / "README.txt").read_text(encoding="utf-8").partition("\n")[0]
     except (OSError, UnicodeDecodeError):
@@ -122,6 +112,21 @@ def write_phantoms(
         what = f"{folder} exists and is not the phantoms asked for: wanted '{asked}', got '{found[:120]}'"
         raise DataError(f"{what}: name another folder, or move this one away")
     return folder
+
+
+def _draw_all(folder: Path, plan: Iterator[tuple[str, int, int]], size: int, asked: str) -> None:
+    """Draw the planned films into an empty folder, and beside them where their lesions are and what they are."""
+    places: dict[str, list[dict[str, float]]] = {}
+    exif = Image.Exif()
+    exif[0x010E] = DESCRIPTION  # ImageDescription
+    for image_id, number, person in plan:
+        ill, shift = "PNEUMONIA" in image_id, image_id.startswith("test")
+        pixels, lesions = phantom(number, size=size, lesion=ill, shift=shift, patient_seed=person)
+        (folder / image_id).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / image_id, "JPEG", quality=90, comment=DESCRIPTION, exif=exif)
+        places[image_id] = [dataclasses.asdict(lesion) for lesion in lesions]
+    (folder / "lesions.json").write_text(json.dumps(places, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.txt").write_text(f"{asked}\n\nEvery image is a {DESCRIPTION}.\n", encoding="utf-8")
 
 
 def _plan(train: int, val: int, test: int, share: float, seed: int) -> Iterator[tuple[str, int, int]]:

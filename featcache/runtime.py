@@ -11,9 +11,11 @@ import contextlib
 import dataclasses
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Literal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -109,10 +111,10 @@ def compile_forward(
     """
     if runtime == "openvino":
         return _openvino(backbone, batch_size, precision, threads)
-    return _torch(backbone, precision, device)
+    return _torch(backbone, precision, device, threads)
 
 
-def _torch(backbone: Backbone, precision: Precision, device: str) -> Forward:
+def _torch(backbone: Backbone, precision: Precision, device: str, threads: int | None) -> Forward:
     network = backbone.network.to(device).to(memory_format=torch.channels_last)
     low = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
@@ -122,14 +124,22 @@ def _torch(backbone: Backbone, precision: Precision, device: str) -> Forward:
             features: NDArray[np.float32] = network(images).float().cpu().numpy()
         return features
 
-    return forward
+    if torch.device(device).type != "cpu":
+        return forward
+    # Several threads on one image would cut oneDNN's sums by their number, and change the last bits with it.
+    pool = ThreadPoolExecutor(threads or os.cpu_count(), "network", torch.set_num_threads, (1,))
+
+    def image_a_thread(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.concatenate(list(pool.map(forward, np.split(pixels, len(pixels)))))
+
+    return image_a_thread
 
 
 def _openvino(backbone: Backbone, batch_size: int, precision: Precision, threads: int | None) -> Forward:
     side = backbone.preprocessing.image_size
     example = torch.zeros((batch_size, 3, side, side), dtype=torch.uint8)
-    with _quiet_conversion():
-        # Through the frontend and not openvino.convert_model, which would start that package's telemetry.
+    with _quiet_conversion(), _without_telemetry():
+        # Through the frontend and not openvino.convert_model, which would report what it converts.
         import openvino
         from openvino.frontend import FrontEndManager
         from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
@@ -172,3 +182,18 @@ def _quiet_conversion() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Keep ``import openvino`` from telling its maker, unasked and from a forked process, that it was imported.
+
+    It does without where the package that sends cannot be imported.
+    """
+    modules: dict[str, Any] = sys.modules
+    hidden = modules.setdefault("openvino_telemetry", None) is None
+    try:
+        yield
+    finally:
+        if hidden:
+            del modules["openvino_telemetry"]

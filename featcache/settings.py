@@ -46,7 +46,7 @@ Several = NoDecode, BeforeValidator(_listed)
 class Settings(BaseSettings):
     """All settings; each field's description is the comment that ``cxr init`` writes above it."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
     data: Path | None = Field(None, description="the data set's folder: {train,val,test}/<class>/*.jpeg")
     table: Path | None = Field(None, description="a CSV path,label[,patient_id,split] instead of the folder's layout")
@@ -137,13 +137,16 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
 
 
 def example_toml(values: Mapping[str, Any] | None = None) -> str:
-    """A ``cxr.toml`` with every setting: its comment, and its default or the value given."""
+    """A ``cxr.toml`` with every setting: what it is, and the value given or, as a comment, its default."""
     given = {key: value for key, value in (values or {}).items() if value is not None}
     lines = ["# Settings of cxr. CXR_* variables override this file, flags override both.", ""]
     for name, field in Settings.model_fields.items():
         lines += [f"# {field.description}"]
-        value = given.get(name, field.default)
-        lines += [f"# {name} = " if value is None else f"{name} = {_toml(value)}", ""]
+        if name in given:
+            lines += [f"{name} = {_toml(given[name])}", ""]
+        else:
+            # A default stays a comment: what stands in the file counts as asked for.
+            lines += [f"# {name} = {'' if field.default is None else _toml(field.default)}".rstrip(), ""]
     return "\n".join(lines)
 
 
@@ -151,8 +154,8 @@ def _toml(value: Any) -> str:  # noqa: ANN401 - a default of any field
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (str, Path)):
-        # JSON's escapes are TOML's.
-        return json.dumps(str(value), ensure_ascii=False)
+        # JSON's escapes are TOML's, which wants one more.
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
     return str(value)
@@ -172,10 +175,11 @@ def _read_toml(path: Path, *, required: bool) -> dict[str, Any]:
 def _known(key: str, complaint: str, prefix: str = "") -> None:
     if key in Settings.model_fields:
         return
-    if key in STUDY_NAMES:
-        raise SettingsError(f"{complaint}: it is called {_cased(STUDY_NAMES[key], prefix)} here")
-    names = [_cased(name, prefix) for name in Settings.model_fields]
-    raise SettingsError(f"{complaint}{nearest(_cased(key, prefix), names, 1)}")
+    name = key.lower()  # The study writes its names in capitals.
+    if name in STUDY_NAMES:
+        raise SettingsError(f"{complaint}: it is called {_cased(STUDY_NAMES[name], prefix)} here")
+    names = [_cased(field, prefix) for field in Settings.model_fields]
+    raise SettingsError(f"{complaint}{nearest(_cased(name, prefix), names, 1)}")
 
 
 def _cased(name: str, prefix: str) -> str:

@@ -75,7 +75,9 @@ class FeatureStore:
 
     def _read(self, rows: NDArray[np.int64], views: list[int]) -> FeatureArray:
         """Features [n, v, D] of some rows: each part is read once, whole."""
-        if views and max(views) >= self.part.shape[1]:
+        if not len(rows) or not views or min(views) < 0:
+            raise ValueError(f"wanted one image or more and views from 0 on, got {len(rows)} images and views {views}")
+        if max(views) >= self.part.shape[1]:
             raise self._without(len(rows), len(rows), f"view {max(views)}")
         part = self.part[np.ix_(rows, np.array(views))]
         lacking = (part < 0).any(axis=1)
@@ -102,7 +104,7 @@ class FeatureStore:
                     raise StoreError(
                         f"{self.path / INDEX_NAME} does not fit its parts: run 'cxr extract' again to rebuild it"
                     ) from error
-        assert result is not None, "no rows were asked for"
+        assert result is not None, "at least one row of a part is wanted"
         return result
 
     def _without(self, missing: int, wanted: int, example: str) -> StoreError:
@@ -136,6 +138,11 @@ def store_folders(dataset: Path) -> list[Path]:
     if not dataset.is_dir():
         return []
     return sorted(path.parent for path in dataset.glob(f"*/{PARTS_NAME}") if path.is_dir())
+
+
+def dataset_folders(cache: Path, dataset: str | None = None) -> list[Path]:
+    """Folders of all data sets below ``cache``, sorted, or of the one named."""
+    return sorted(cache.glob("*")) if dataset is None else [cache / dataset]
 
 
 def part_headers(store: Path, spec: FeatureSpec | None = None) -> Iterator[PartHeader | tuple[Path, StoreError]]:
@@ -192,7 +199,7 @@ def remove_store(store: Path, cache: Path) -> int:
 def describe_stores(cache: Path, dataset: str | None = None) -> list[dict[str, Any]]:
     """What ``cxr cache list`` tells of each store below ``cache``, JSON-ready."""
     rows: list[dict[str, Any]] = []
-    for folder in sorted(cache.glob(dataset or "*")):
+    for folder in dataset_folders(cache, dataset):
         for store in store_folders(folder):
             row: dict[str, Any] = {"store": str(store), "bytes": store_bytes(store), "images": 0, "views": 0}
             try:

@@ -7,7 +7,6 @@ is an error and never a half-random network.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def load_pretrained(model: nn.Module, name: str, full_name: str) -> None:
         _fit(model, _renamed_in_order(_read(path), model, name), f"{path} does not fit {name}")
         return
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     config: dict[str, Any] = getattr(model, "pretrained_cfg", {})
     repository = config.get("hf_hub_id")
@@ -73,23 +72,19 @@ def load_pretrained(model: nn.Module, name: str, full_name: str) -> None:
         raise BackboneError(f"timm has no pretrained weights for {full_name}: pass --weights FILE, or --weights random")
     repository = f"timm/{full_name}" if repository == "timm/" else repository
     file = "model.safetensors"
+    wanted = f"the weights of {name}: {file} of {repository}"
+    way_out = (
+        f"get that file on a connected machine and pass it with --weights {file}, set HF_ENDPOINT to a mirror, or say "
+        "--weights random"
+    )
     try:
         path = Path(hf_hub_download(repository, file))
-    except (
-        LocalEntryNotFoundError,
-        EntryNotFoundError,
-        HfHubHTTPError,
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:
-        reason = "is not cached and the hub cannot be reached"
-        if isinstance(error, (EntryNotFoundError, HfHubHTTPError)) and not isinstance(error, LocalEntryNotFoundError):
-            reason = f"cannot be had from the hub ({str(error).splitlines()[0]})"
-        raise BackboneError(
-            f"the weights of {name}: {file} of {repository} {reason}; get that file on a connected machine and pass it "
-            f"with --weights {file}, set HF_ENDPOINT to a mirror, or say --weights random"
-        ) from error
+    except LocalEntryNotFoundError as error:
+        raise BackboneError(f"{wanted} is not cached and the hub cannot be reached; {way_out}") from error
+    except Exception as error:
+        # Beside its own errors the client passes on those of the HTTP library below it.
+        reason = f"{type(error).__name__} {error}".strip().splitlines()[0]
+        raise BackboneError(f"{wanted} cannot be had from the hub ({reason}); {way_out}") from error
     _fit(model, _read(path), f"{path} does not fit {name}")
 
 
@@ -117,21 +112,13 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError,
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-        json.JSONDecodeError,
-    ) as error:
-        raise BackboneError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
     except Exception as error:
-        # torch reports a refused pickle as pickle.UnpicklingError, whose module we do not import.
+        # Damaged bytes make both libraries raise types of every kind. torch reports a refused pickle as
+        # pickle.UnpicklingError, whose module we do not import.
         if type(error).__name__ == "UnpicklingError":
             raise BackboneError(f"{path} holds more than tensors and is refused: convert it to .safetensors") from error
-        raise
+        reason = f"{type(error).__name__} {error}".strip().splitlines()[0]
+        raise BackboneError(f"{path} cannot be read as weights ({reason})") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]

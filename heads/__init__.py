@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from heads.config import HeadConfig, grid
 
 if TYPE_CHECKING:
+    from heads.estimator import HeadClassifier
     from heads.samples import Samples
     from heads.train import fit
 
-__all__ = ["HeadConfig", "Samples", "fit", "grid"]
+__all__ = ["HeadClassifier", "HeadConfig", "Samples", "fit", "grid"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any attribute of the module
@@ -23,6 +24,10 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - any attribute of the module
         from heads.train import fit
 
         return fit
+    if name == "HeadClassifier":
+        from heads.estimator import HeadClassifier
+
+        return HeadClassifier
     if name == "Samples":
         from heads.samples import Samples
 

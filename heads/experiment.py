@@ -205,7 +205,7 @@ def _overall(
 
     def tell(now: EpochProgress) -> None:
         alive = now.heads - now.heads_done
-        remark = f"{store.spec.backbone}: {alive} heads, best val loss {now.best_val_loss:.4f}"
+        remark = f"{store.spec.backbone}: {alive} heads left, best val loss {now.best_val_loss:.4f}"
         on_progress((number + 1) * epochs - now.head_epochs_left, stores * epochs, remark)
 
     return tell
@@ -226,6 +226,7 @@ def _split_logits(
         logits_view_mean=np.stack([mean for _, mean in pairs]),
         label=images.label[rows],
         image_id=tuple(images.image_id[rows].tolist()),
+        patient_id=tuple(images.patient_id[rows].tolist()),
     )
 
 

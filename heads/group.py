@@ -153,7 +153,7 @@ def train_group(
         after_epoch: told every head's state, the stopped ones' included.
 
     Raises:
-        RunError: a head's loss is not finite in its first epoch.
+        RunError: a head's loss is not finite in its first epoch, or its weights overflow.
     """
     group = Group(configs, weights, train, classes)
     stoppings = [EarlyStopping(config) for config in configs]
@@ -170,7 +170,7 @@ def train_group(
         kept = [row for row, head in enumerate(running) if stoppings[head].stopped is None]
         for row, head in enumerate(running):
             if stoppings[head].stopped is not None:
-                _check_ever_finite(stoppings[head])
+                _check_finite(stoppings[head], group.best[row])
                 best[head] = group.layout.head_weights(group.best[row])
         if 0 < len(kept) < len(running):
             group.keep(kept)
@@ -189,10 +189,13 @@ def _until_all_stopped(stoppings: Sequence[EarlyStopping]) -> Iterator[int]:
         yield epoch
 
 
-def _check_ever_finite(stopping: EarlyStopping) -> None:
+def _check_finite(stopping: EarlyStopping, best: Tensor) -> None:
+    """Refuse a head that never had a finite loss, or whose running variance one huge feature has overflowed."""
+    head = f"head l2={stopping.config.l2:g}, lr={stopping.config.lr:g}"
     if stopping.best_epoch < 0:
-        head = f"head l2={stopping.config.l2:g}, lr={stopping.config.lr:g}"
-        raise RunError(f"{head}: the loss is not finite in the first epoch; try a smaller --lr")
+        raise RunError(f"{head}: the loss is not finite in the first epoch; try a smaller learning rate")
+    if not best.isfinite().all():
+        raise RunError(f"{head}: its weights are not finite; are some features many times larger than the others?")
 
 
 def _fitted(stopping: EarlyStopping, weights: HeadWeights, class_weight: tuple[float, ...]) -> FittedHead:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from sklearn.metrics import auc, roc_curve
 
@@ -15,7 +16,7 @@ from heads.metrics import probabilities
 from heads.report import Row
 from heads.runs import load_logits
 
-TRAIN_COLOUR, VAL_COLOUR = "#b5541c", "#1f5fa8"
+TRAIN_COLOUR, VAL_COLOUR, TEST_COLOUR = "#b5541c", "#1f5fa8", "#222222"
 """Told apart by those who see no red, and in grey."""
 
 
@@ -37,9 +38,10 @@ def write_figures(row: Row, folder: Path, kind: Literal["png", "svg"] = "png") -
     paths: list[Path] = []
     for name, figure in figures.items():
         buffer = io.BytesIO()
-        # No date in the file: the same run gives the same bytes.
+        # No date in the file, and no random ids: the same run gives the same bytes.
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+        with rc_context({"svg.hashsalt": "cxr"}):
+            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
         paths.append(folder / f"{name}.{kind}")
         atomic.write_bytes(paths[-1], buffer.getbuffer())
     return paths
@@ -87,7 +89,7 @@ def roc(row: Row) -> Figure:
     head, positive = row.heads[row.best], row.run.positive
     figure = Figure(figsize=(4.8, 4.6), layout="constrained")
     axes = figure.subplots()
-    for split, colour, style in (("val", TRAIN_COLOUR, "--"), ("test", VAL_COLOUR, "-")):
+    for split, colour, style in (("val", VAL_COLOUR, "--"), ("test", TEST_COLOUR, "-")):
         loaded = load_logits(row.folder, "val" if split == "val" else "test")
         truth = loaded.label == positive
         if truth.all() or not truth.any():

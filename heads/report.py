@@ -185,12 +185,14 @@ def _named(rows: list[Row]) -> list[Row]:
     prints: dict[str, set[str]] = {}
     for row in rows:
         prints.setdefault(row.chosen.backbone, set()).add(row.chosen.fingerprint)
+    short = {backbone: backbone.removeprefix("torchvision:").partition("@")[0] for backbone in prints}
     splits = {_split_of(row) for row in rows}
     view_counts = {(row.chosen.fingerprint, row.chosen.views) for row in rows}
     named: list[Row] = []
     for row in rows:
         config, backbone = row.config, row.chosen.backbone
-        name = backbone.removeprefix("torchvision:").partition("@")[0]
+        # Library and options only where two backbones would share the short name.
+        name = short[backbone] if list(short.values()).count(short[backbone]) == 1 else backbone
         if len(prints[backbone]) > 1:
             name += f" [{row.chosen.fingerprint[:6]}]"
         name += f" + L2 {config.l2:g}" if config.l2 else ""
@@ -219,6 +221,8 @@ def _warnings(rows: Sequence[Row]) -> list[str]:
         )
     if len({_split_of(row) for row in rows}) > 1:
         notes.append("the rows stand on different splits: compare val figures within a split only")
+    if len({row.run.images_sha256 for row in rows}) > 1:
+        notes.append("the images or labels changed between the runs: run 'cxr fit-head' again to compare the rows")
     n = min(row.run.n["test"] for row in rows)
     notes.append(f"with {n} test images, an accuracy of 90 % is known to ±{196 * (0.09 / n) ** 0.5:.1f} points")
     if min(row.run.n["val"] for row in rows) < 100:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,12 +114,14 @@ class SplitLogits:
         logits_view_mean: [heads, n, K] float32, the mean over the views.
         label: [n] int64.
         image_id: [n].
+        patient_id: [n]; intervals must count patients, not their films.
     """
 
     logits: NDArray[np.float32]
     logits_view_mean: NDArray[np.float32]
     label: NDArray[np.int64]
     image_id: tuple[str, ...]
+    patient_id: tuple[str, ...]
 
 
 _RECORD = TypeAdapter(RunRecord)
@@ -140,7 +143,6 @@ def save_run(
 
     folder = dataset / RUNS_NAME / record.run_id
     tensors = {f"{head}/{name}": array for head, state in enumerate(weights) for name, array in state.items()}
-    folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
         # Only a damaged or older run is ever written again; a whole one is found and returned before.
         shutil.rmtree(folder)
@@ -180,17 +182,19 @@ def load_logits(folder: Path, split: SplitName) -> SplitLogits:
     """
     path = folder / f"{split}.npz"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # From memory: numpy leaves a file open that turns out to be no zip.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             loaded = SplitLogits(
                 logits=arrays["logits"],
                 logits_view_mean=arrays["logits_view_mean"],
                 label=arrays["label"],
                 image_id=tuple(arrays["image_id"].tolist()),
+                patient_id=tuple(arrays["patient_id"].tolist()),
             )
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{path} is damaged ({error}): delete {folder} and run 'cxr fit-head' again") from error
     n = len(loaded.label)
-    if loaded.logits.ndim != 3 or loaded.logits.shape[1] != n or len(loaded.image_id) != n:
+    if loaded.logits.ndim != 3 or loaded.logits.shape[1] != n or {len(loaded.image_id), len(loaded.patient_id)} != {n}:
         raise RunError(f"{path} is damaged: its arrays differ in length")
     return loaded
 
@@ -209,5 +213,6 @@ def _npz(split: SplitLogits) -> bytes:
         logits_view_mean=split.logits_view_mean,
         label=split.label,
         image_id=np.array(split.image_id, np.str_),
+        patient_id=np.array(split.patient_id, np.str_),
     )
     return buffer.getvalue()

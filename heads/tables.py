@@ -20,21 +20,30 @@ HEADER = (
     "Seeds",
 )
 
+COMPACT_HEADER = ("Model", "Val", "Test", "Loss", "Sens", "Spec", "F1", "AUC", "n")
+"""For terminals too narrow for ``HEADER``: means only, ``n`` seeds, accuracies in percent."""
+
+WIDE = 130
+"""Columns that the full table needs."""
+
 PAPER_MARK = "paper: "
 SELECTED_MARK = "▸ "
 
 
-def cells(report: Report, *, paper: bool = False, view_mean: bool = False) -> list[tuple[str, ...]]:
-    """The table's rows as text, in the columns of ``HEADER``.
+def cells(
+    report: Report, *, paper: bool = False, view_mean: bool = False, compact: bool = False
+) -> list[tuple[str, ...]]:
+    """The table's rows as text, in the columns of ``HEADER`` (or ``COMPACT_HEADER``).
 
     Args:
         report: the rows.
         paper: put the study's rows below ours.
         view_mean: figures of the mean logit over the views instead of the clean view's.
+        compact: leave out the standard deviations, and a digit.
     """
     suffix = "_view_mean" if view_mean else ""
-    lines = [_line(row, suffix) for row in report.rows]
-    return lines + (_paper_lines() if paper else [])
+    lines = [_line(row, suffix, compact=compact) for row in report.rows]
+    return lines + (_paper_lines(compact=compact) if paper else [])
 
 
 def markdown(report: Report, *, paper: bool = False, view_mean: bool = False) -> str:
@@ -85,34 +94,43 @@ def notes(report: Report, *, paper: bool = False) -> list[str]:
 _TEST_FIGURES = ("accuracy", "loss", "sensitivity", "specificity", "f1", "auc")
 
 
-def _line(row: Row, suffix: str) -> tuple[str, ...]:
+def _line(row: Row, suffix: str, *, compact: bool) -> tuple[str, ...]:
+    def shown(split: str, name: str) -> str:
+        return _shown(row.figure(split + suffix, name), percent=name == "accuracy", compact=compact)
+
     return (
         (SELECTED_MARK if row.selected else "") + row.name,
-        _shown(row.figure("val" + suffix, "accuracy"), percent=True),
-        *(_shown(row.figure("test" + suffix, name), percent=name == "accuracy") for name in _TEST_FIGURES),
+        shown("val", "accuracy"),
+        *(shown("test", name) for name in _TEST_FIGURES),
         str(len(row.records)),
     )
 
 
-def _shown(values: Sequence[float | None], *, percent: bool) -> str:
+def _shown(values: Sequence[float | None], *, percent: bool, compact: bool) -> str:
     """``92.31``, or ``92.31 ± 0.40`` over seeds; ``–`` where there is no such figure."""
     value = spread(values)
-    scale, digits = (100, 2) if percent else (1, 4)
+    scale, digits = (100, 1 if compact else 2) if percent else (1, 3 if compact else 4)
     if value is None:
         return "–"
-    if isinstance(value, dict):
-        return f"{value['mean'] * scale:.{digits}f} ± {value['sd'] * scale:.{digits}f}"
-    return f"{value * scale:.{digits}f}"
+    if not isinstance(value, dict):
+        return f"{value * scale:.{digits}f}"
+    mean = f"{value['mean'] * scale:.{digits}f}"
+    return mean if compact else f"{mean} ± {value['sd'] * scale:.{digits}f}"
 
 
-def _paper_lines() -> list[tuple[str, ...]]:
+def _paper_lines(*, compact: bool) -> list[tuple[str, ...]]:
     rest = ("–",) * (len(HEADER) - 5)
     return [
         (
             PAPER_MARK + line.name,
-            f"{line.val_accuracy:.2f}",
-            f"{line.test_accuracy:.2f}",
-            f"{line.test_loss:.4f}",
+            *(
+                _shown([value], percent=percent, compact=compact)
+                for value, percent in (
+                    (line.val_accuracy / 100, True),
+                    (line.test_accuracy / 100, True),
+                    (line.test_loss, False),
+                )
+            ),
             *rest,
             "1",
         )

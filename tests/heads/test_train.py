@@ -180,7 +180,7 @@ def test_progress_tells_each_epoch_and_ends_with_nothing_left() -> None:
 @pytest.mark.parametrize("hidden", [0, 6])
 def test_head_that_diverges_at_once_is_named(hidden: int) -> None:
     wild = replace(BASE, hidden=hidden, lr=1e30)
-    with pytest.raises(RunError, match=r"head l2=0\.001, lr=1e\+30: the loss is not finite .*smaller --lr"):
+    with pytest.raises(RunError, match=r"head l2=0\.001, lr=1e\+30: the loss is not finite .*smaller learning rate"):
         fit(TRAIN, VAL, [replace(BASE, hidden=hidden), wild])
 
 

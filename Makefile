@@ -1,0 +1,38 @@
+# One command each, and each does its own set-up: 'make demo', 'make test', 'make check'.
+PYTHON ?= python3
+BIN := .venv/bin
+PHANTOMS := cache/demo/phantoms
+DATA ?= $(PHANTOMS)
+
+.PHONY: demo test check format clean
+
+demo: .venv/installed  ## the whole main job, on synthetic phantoms or on DATA=/path/to/chest_xray
+ifeq ($(DATA),$(PHANTOMS))
+	$(BIN)/cxr data phantoms $(PHANTOMS)
+endif
+	$(BIN)/cxr data check $(DATA)
+	$(BIN)/cxr extract --data $(DATA) --backbone efficientnet_lite0 --views 4
+	$(BIN)/cxr fit-head --data $(DATA) --l2 0 --l2 1e-4 --l2 1e-2 --seeds 3
+	$(BIN)/cxr report --data $(DATA) --paper
+
+test: .venv/installed  ## every test; those marked 'real' need CXR_DATA=/path/to/chest_xray
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=10
+
+check: .venv/installed  ## what CI checks besides the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and the demo's images; feature stores and runs stay
+	rm -rf .venv $(PHANTOMS)
+
+# torch and torchvision come as the registry ships them: pip resolves the pair, constraints.txt pins it.
+.venv/installed: pyproject.toml constraints.txt
+	@echo "installing into .venv: some minutes and 6 GB, most of it torch"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
