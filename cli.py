@@ -63,7 +63,7 @@ err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 for console in (out, err):
     if not console.is_terminal and "COLUMNS" not in os.environ:
         # A file or a pipe has no width: give tables room.
-        console.width = 160
+        console.width = 180
 
 
 def _show_version(wanted: bool) -> None:
@@ -423,6 +423,9 @@ def main() -> None:
 
     typer exits 2 on wrong usage and 130 on Ctrl-C; of the latter we say what it means for the work.
     """
+    # Before torch is loaded: OpenMP threads that wait without spinning train heads several times faster where other
+    # processes want the same cores, and no slower where none do (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except CxrError as error:

@@ -73,7 +73,7 @@ class Summary:
         quarantined: images that could not be used, with the reason.
         views: views an image.
         seconds: the whole pass, all backbones.
-        images_per_second: images × views computed a second.
+        images_per_second: images a second of which something was computed.
         limited_by: what the pass waited for.
         replaced: parts that were damaged or of another spec, and have been made again.
     """
@@ -143,6 +143,9 @@ def extract(
                 failed |= _make_parts(scanned, chunk, images, jobs, forwards, views, compute, clock)
                 if strict and failed:
                     break
+    # Of identical files one is read; what it is found to be holds for its copies.
+    reasons = {scanned.table.sha256[row]: reason for row, reason in failed.items()}
+    failed = {row: reasons[digest] for row, digest in enumerate(scanned.table.sha256) if digest in reasons}
     lost = [Quarantined(image_id=scanned.table.image_id[row], reason=reason) for row, reason in failed.items()]
     _refuse(lost, strict=strict, left=len(scanned.table) - len(lost))
     kept = _without(scanned, lost)

@@ -79,6 +79,8 @@ def write_index(store: Path, spec: FeatureSpec, scanned: Scan, headers: Sequence
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=LIBVER) as file:
         layout = h5py.VirtualLayout((len(table), view_count, dim), np.float32 if wide else np.float16)
+        # Of all datasets h5py notes the time in virtual ones alone; equal stores are to be equal files.
+        layout.dcpl.set_obj_track_times(False)
         for header, run in layout_runs:
             shape = (len(header.image_sha256), len(header.views), dim)
             source_view = h5py.VirtualSource(

@@ -187,12 +187,15 @@ def remove_store(store: Path, cache: Path) -> int:
     """Delete a store's folder and return the bytes freed.
 
     Raises:
-        StoreError: the folder is no store, or does not lie below ``cache``.
+        StoreError: the folder is no store, does not lie below ``cache``, or cannot be removed.
     """
     if not store.resolve().is_relative_to(cache.resolve()) or not (store / PARTS_NAME).is_dir():
         raise StoreError(f"{store} is no feature store below {cache}; 'cxr cache list' shows those that are")
     size = store_bytes(store)
-    shutil.rmtree(store)
+    try:
+        shutil.rmtree(store)
+    except OSError as error:
+        raise StoreError(f"{store} cannot be removed: {error.strerror or error}") from error
     return size
 
 

@@ -98,6 +98,19 @@ def test_classes_are_those_of_all_splits_together(tmp_path: Path) -> None:
     assert table.counts("test") == (0, 0, 1)
 
 
+def test_images_in_a_subfolder_of_a_class_folder_are_rows_of_that_class(tmp_path: Path) -> None:
+    table = discover(lay(tmp_path, "train/A/1.png", "train/A/2024/2.png", "train/A/.trash/3.png", "train/B/4.png"))
+    assert column(table, "image_id") == ["train/A/1.png", "train/A/2024/2.png", "train/B/4.png"]
+    assert table.label.tolist() == [0, 0, 1]
+
+
+def test_an_image_beside_the_class_folders_is_an_error_and_not_left_out(tmp_path: Path) -> None:
+    root = lay(tmp_path, "train/A/1.png", "train/B/2.png", "train/3.JPEG", "train/notes.txt")
+    assert refused_folder(root) == (
+        f"{root / 'train' / '3.JPEG'} lies in no class folder: move it into one, or use --table images.csv"
+    )
+
+
 def test_a_missing_folder_is_named_with_the_way_out(tmp_path: Path) -> None:
     missing = tmp_path / "chest_xray"
     assert refused_folder(missing) == f"no such folder: {missing}; name the data set's folder with --data DIR"

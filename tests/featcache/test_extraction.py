@@ -1,0 +1,732 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import featcache
+from featcache import extraction, loading
+from featcache.atomic import WriteError
+from featcache.backbones import Backbone, load_backbone
+from featcache.check import Quarantined, Scan, scan
+from featcache.decode import Pixels, decode
+from featcache.errors import DataError, StoreError
+from featcache.extraction import Progress, Summary, extract
+from featcache.images import ImageTable, discover
+from featcache.index import INDEX_NAME, PARTS_NAME
+from featcache.parts import read_features, read_header
+from featcache.planning import spec_of, store_folder
+from featcache.runtime import Compute, compile_forward
+from featcache.store import open_store, verify_store
+from featcache.views import Geometry, render
+
+COMPUTE = Compute(device="cpu", runtime="torch", precision="float32", batch_size=8, threads=2)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Backbone:
+    return load_backbone("tiny_network:tiny")
+
+
+@pytest.fixture(scope="module")
+def other() -> Backbone:
+    """The same architecture with other weights."""
+    return load_backbone("tiny_network:other")
+
+
+@pytest.fixture
+def films(phantoms: Path, tmp_path: Path) -> Path:
+    """Twenty of the phantoms, to be changed at will."""
+    root = tmp_path / "films"
+    for folder in sorted(phantoms.glob("*/*/")):
+        (root / folder.relative_to(phantoms)).mkdir(parents=True)
+        for file in sorted(folder.iterdir())[: 2 if folder.parent.name == "val" else 4]:
+            shutil.copy(file, root / file.relative_to(phantoms))
+    return root
+
+
+def look(root: Path) -> Scan:
+    return scan(discover(root), root)
+
+
+def run(root: Path, cache: Path, backbone: Backbone, scanned: Scan | None = None, **settings: Any) -> Summary:
+    """Extract the images of a folder with one backbone."""
+    (summary,) = extract(scanned or look(root), root, cache, [backbone], **{"compute": COMPUTE, **settings})
+    return summary
+
+
+def parts_of(store: str | Path) -> dict[str, tuple[bytes, int]]:
+    """Name → content and time of change of each part."""
+    parts = sorted((Path(store) / PARTS_NAME).iterdir())
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in parts}
+
+
+def files_of(cache: Path) -> dict[str, bytes]:
+    """Path → content of each file below a cache; lock files hold nothing."""
+    files = (path for path in sorted(cache.rglob("*")) if path.is_file() and path.suffix != ".lock")
+    return {str(path.relative_to(cache)): path.read_bytes() for path in files}
+
+
+def rows_of(store: str | Path) -> dict[tuple[str, int], bytes]:
+    """(content hash, view) → the bytes of the stored feature; fails where a row is held twice."""
+    rows: dict[tuple[str, int], bytes] = {}
+    for path in sorted((Path(store) / PARTS_NAME).glob("part-*.h5")):
+        header = read_header(path)
+        features = read_features(header)
+        for number, digest in enumerate(header.image_sha256):
+            for position, view in enumerate(header.views):
+                assert (digest, view) not in rows, f"{digest}, view {view} is held twice"
+                rows[digest, view] = features[number, position].tobytes()
+    return rows
+
+
+# --- the pass, done once ---
+
+
+def test_a_store_holds_what_a_plain_loop_over_the_images_gives(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    summary = run(films, tmp_path / "cache", tiny, views=3)
+    forward = compile_forward(tiny, 1, runtime="torch", precision="float32", device="cpu")
+    geometry = Geometry(image_size=32, resize_side=32, interpolation="bilinear")
+    store = open_store(summary.store)
+    features = store.views()
+    assert features.shape == (20, 3, 16)
+    assert features.dtype == np.float16
+    for number, image_id in enumerate(store.image_table.image_id):
+        data = (films / image_id).read_bytes()
+        for view in range(3):
+            pixels = render(decode(data, 512), hashlib.sha256(data).hexdigest(), [view], geometry)
+            wanted = forward(pixels.expand(1, 3, -1, -1).contiguous().numpy())[0]
+            np.testing.assert_array_equal(features[number, view], wanted.astype(np.float16))
+
+
+def test_the_summary_says_what_was_done(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    seen: list[Progress] = []
+    summary = run(films, tmp_path / "cache", tiny, views=2, on_progress=seen.append)
+    spec = spec_of(tiny, compute=COMPUTE)
+    assert summary.store == str(store_folder(tmp_path / "cache", spec))
+    assert Path(summary.store).name == f"tiny_network-tiny-{spec.fingerprint[:12]}"
+    assert (summary.backbone, summary.fingerprint) == ("tiny_network:tiny", spec.fingerprint)
+    assert (summary.images, summary.extracted, summary.reused, summary.views) == (20, 20, 0, 2)
+    assert (summary.quarantined, summary.replaced) == ((), ())
+    assert summary.images_per_second == pytest.approx(20 / summary.seconds)
+    assert summary.limited_by in ("decode", "compute")
+    assert [step.images_done for step in seen] == list(range(1, 21))
+    assert {step.images_total for step in seen} == {20}
+    assert all(before.seconds <= after.seconds for before, after in pairwise(seen))
+    # What scripts read of it (DESIGN, 10).
+    told = json.loads(json.dumps(dataclasses.asdict(summary)))
+    assert {"backbone", "store", "fingerprint", "images", "extracted", "reused", "quarantined"} <= told.keys()
+    assert {"views", "seconds", "images_per_second", "limited_by"} <= told.keys()
+
+
+def test_a_second_run_computes_nothing_and_leaves_every_part_alone(
+    films: Path, tmp_path: Path, tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(films, tmp_path / "cache", tiny, views=2, part_images=6)
+    before = parts_of(first.store)
+    assert len(before) == 4
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be decoded, or compiled")
+
+    monkeypatch.setattr(loading, "decode", never)
+    monkeypatch.setattr(extraction, "compile_forward", never)
+    second = run(films, tmp_path / "cache", tiny, views=2, part_images=6)
+    assert (second.images, second.extracted, second.reused) == (20, 0, 20)
+    assert (second.limited_by, second.images_per_second) == ("nothing to do", 0.0)
+    assert parts_of(first.store) == before
+
+
+def test_more_views_later_compute_only_those_that_lack_and_equal_a_run_that_asked_at_once(
+    films: Path, tmp_path: Path, tiny: Backbone
+) -> None:
+    first = run(films, tmp_path / "cache", tiny, views=1)
+    before = parts_of(first.store)
+    later = run(films, tmp_path / "cache", tiny, views=4)
+    assert (later.store, later.extracted) == (first.store, 20)
+    after = parts_of(first.store)
+    assert {name: after[name] for name in before} == before
+    (new,) = after.keys() - before.keys()
+    assert read_header(Path(first.store) / PARTS_NAME / new).views == (1, 2, 3)
+    at_once = run(films, tmp_path / "at once", tiny, views=4)
+    assert rows_of(later.store) == rows_of(at_once.store)
+    np.testing.assert_array_equal(open_store(later.store).views(), open_store(at_once.store).views())
+    assert open_store(later.store).view_count == 4
+
+
+def test_fewer_views_later_take_nothing_away(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    run(films, tmp_path / "cache", tiny, views=3)
+    again = run(films, tmp_path / "cache", tiny, views=1)
+    assert (again.extracted, again.views) == (0, 1)
+    assert open_store(again.store).view_count == 3
+
+
+def test_another_seed_of_the_views_is_another_store_with_the_same_clean_view(
+    films: Path, tmp_path: Path, tiny: Backbone
+) -> None:
+    stores = [run(films, tmp_path / "cache", tiny, views=2, recipe_seed=seed).store for seed in (0, 1)]
+    assert stores[0] != stores[1]
+    zero, one = (open_store(store).views() for store in stores)
+    np.testing.assert_array_equal(zero[:, 0], one[:, 0])
+    assert (zero[:, 1] != one[:, 1]).any(axis=1).all()
+
+
+# --- rows are found by content ---
+
+
+def test_images_added_later_are_the_only_ones_computed(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    scanned = look(films)
+    fewer = dataclasses.replace(scanned, table=scanned.table.take(np.arange(20) % 3 != 0))
+    first = run(films, tmp_path / "cache", tiny, fewer, views=2, part_images=5)
+    before = parts_of(first.store)
+    second = run(films, tmp_path / "cache", tiny, scanned, views=2, part_images=5)
+    assert (first.images, second.images, second.extracted, second.reused) == (13, 20, 7, 13)
+    after = parts_of(first.store)
+    assert {name: after[name] for name in before} == before
+    assert rows_of(second.store) == rows_of(run(films, tmp_path / "at once", tiny, views=2).store)
+
+
+def test_renamed_files_keep_their_features(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    first = run(films, tmp_path / "cache", tiny)
+    old = open_store(first.store)
+    feature_of = dict(zip(old.image_table.sha256, old.features(), strict=True))
+    for number, file in enumerate(sorted(films.glob("test/*/*"))):
+        file.rename(file.with_name(f"person{99 - number}_bacteria_1.jpeg"))
+    second = run(films, tmp_path / "cache", tiny)
+    assert (second.images, second.extracted, second.reused) == (20, 0, 20)
+    new = open_store(second.store)
+    assert set(new.image_table.image_id) == {str(file.relative_to(films)) for file in films.glob("*/*/*")}
+    for digest, feature in zip(new.image_table.sha256, new.features(), strict=True):
+        np.testing.assert_array_equal(feature, feature_of[digest])
+
+
+def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Content hashes of the images decoded from now on."""
+    decoded: list[str] = []
+    plain = decode
+
+    def counting(data: bytes, floor: int | None = None) -> Pixels:
+        decoded.append(hashlib.sha256(data).hexdigest())
+        return plain(data, floor)
+
+    monkeypatch.setattr(loading, "decode", counting)
+    return decoded
+
+
+def test_identical_files_are_computed_once_and_each_has_its_features(
+    films: Path, tmp_path: Path, tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = sorted(films.glob("train/NORMAL/*"))[1]
+    copies = [films / "train" / "NORMAL" / "A-1.jpeg", films / "test" / "NORMAL" / "Z-1.jpeg"]
+    for copy in copies:
+        shutil.copy(original, copy)
+    decoded = count_decodes(monkeypatch)
+    summary = run(films, tmp_path / "cache", tiny, views=2, part_images=4)
+    assert (summary.images, summary.extracted) == (22, 22)
+    assert len(decoded) == len(set(decoded)) == len(rows_of(summary.store)) // 2 == 20
+    store = open_store(summary.store)
+    names = [str(file.relative_to(films)) for file in (original, *copies)]
+    features = store.views(names)
+    np.testing.assert_array_equal(features[1], features[0])
+    np.testing.assert_array_equal(features[2], features[0])
+    with h5py.File(Path(summary.store) / INDEX_NAME) as file:
+        row_of = {name: row for row, name in enumerate(file["image_id"].asstr()[:])}
+        for name in names:
+            np.testing.assert_array_equal(file["features"][row_of[name]], features[0])
+
+
+def test_changed_bytes_are_a_new_row(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    run(films, tmp_path / "cache", tiny)
+    source, changed = sorted(films.glob("train/PNEUMONIA/*"))[:2]
+    changed.write_bytes(source.read_bytes() + b"a comment after the end")
+    second = run(films, tmp_path / "cache", tiny)
+    assert (second.images, second.extracted, second.reused) == (20, 1, 19)
+    fresh = run(films, tmp_path / "fresh", tiny)
+    np.testing.assert_array_equal(open_store(second.store).features(), open_store(fresh.store).features())
+
+
+def test_a_file_replaced_while_the_command_runs_is_listed_and_comes_in_with_the_next_run(
+    films: Path, tmp_path: Path, tiny: Backbone
+) -> None:
+    scanned = look(films)
+    source, replaced = sorted(films.glob("train/PNEUMONIA/*"))[:2]
+    replaced.write_bytes(source.read_bytes() + b"a comment after the end")
+    summary = run(films, tmp_path / "cache", tiny, scanned)
+    name = str(replaced.relative_to(films))
+    wanted = (Quarantined(image_id=name, reason="the file changed while the command ran; run it again"),)
+    assert summary.quarantined == wanted
+    assert (summary.images, summary.extracted) == (19, 19)
+    store = open_store(summary.store)
+    assert store.quarantined == wanted
+    assert name not in store.image_table.image_id
+    again = run(films, tmp_path / "cache", tiny)
+    assert (again.images, again.extracted, again.quarantined) == (20, 1, ())
+
+
+def test_a_file_that_vanishes_while_the_command_runs_is_listed(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    scanned = look(films)
+    gone = sorted(films.glob("val/NORMAL/*"))[0]
+    gone.unlink()
+    summary = run(films, tmp_path / "cache", tiny, scanned)
+    assert summary.quarantined == (Quarantined(image_id=str(gone.relative_to(films)), reason="no such file"),)
+
+
+# --- images that cannot be read ---
+
+
+@pytest.fixture
+def damaged_films(films: Path) -> dict[str, str]:
+    """Damage three images; name → how the reason begins, in the order in which they are found."""
+    empty, text, cut = sorted(films.glob("train/PNEUMONIA/*"))[:3]
+    empty.write_bytes(b"")
+    text.write_text("no picture")
+    cut.write_bytes(cut.read_bytes()[:-600])
+    reasons = ("empty file", "not a JPEG or PNG image", "damaged or truncated: ")
+    return dict(zip((str(file.relative_to(films)) for file in (empty, text, cut)), reasons, strict=True))
+
+
+def test_unreadable_images_stand_in_summary_and_store_with_their_reasons(
+    films: Path, tmp_path: Path, tiny: Backbone, damaged_films: dict[str, str]
+) -> None:
+    summary = run(films, tmp_path / "cache", tiny, views=2)
+    assert [row.image_id for row in summary.quarantined] == list(damaged_films)
+    assert all(row.reason.startswith(damaged_films[row.image_id]) for row in summary.quarantined)
+    assert (summary.images, summary.extracted) == (17, 17)
+    store = open_store(summary.store)
+    assert store.quarantined == summary.quarantined
+    assert len(store.image_table) == 17
+    assert not set(damaged_films) & set(store.image_table.image_id)
+    assert np.isfinite(store.views()).all()
+    again = run(films, tmp_path / "cache", tiny, views=2)
+    assert (again.images, again.extracted, again.quarantined) == (17, 0, summary.quarantined)
+
+
+def test_copies_of_an_unreadable_image_are_listed_like_the_first(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    cut = sorted(films.glob("train/PNEUMONIA/*"))[0]
+    cut.write_bytes(cut.read_bytes()[:-600])
+    copy = films / "test" / "NORMAL" / "Z-1.jpeg"
+    shutil.copy(cut, copy)
+    summary = run(films, tmp_path / "cache", tiny, views=2)
+    assert {row.image_id for row in summary.quarantined} == {str(file.relative_to(films)) for file in (cut, copy)}
+    assert len({row.reason for row in summary.quarantined}) == 1
+    assert (summary.images, summary.extracted) == (19, 19)
+    assert open_store(summary.store).views().shape == (19, 2, 16)
+
+
+def test_strict_makes_an_unreadable_image_fatal_and_names_it(
+    films: Path, tmp_path: Path, tiny: Backbone, damaged_films: dict[str, str]
+) -> None:
+    with pytest.raises(DataError) as caught:
+        run(films, tmp_path / "cache", tiny, strict=True)
+    first, second, _ = damaged_films
+    assert str(caught.value) == (
+        f"{first}: empty file (and 1 more; 'cxr data check' lists them); --strict wants every image"
+    )
+    assert not (tmp_path / "cache").exists()
+    (films / first).unlink()
+    (films / second).unlink()
+    with pytest.raises(DataError, match=r": damaged or truncated: .*; --strict wants every image$"):
+        run(films, tmp_path / "cache", tiny, strict=True)
+
+
+def test_strict_keeps_the_parts_that_were_finished_before(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    last = sorted(films.glob("val/PNEUMONIA/*"))[-1]
+    last.write_bytes(last.read_bytes()[:-600])
+    with pytest.raises(DataError, match="strict wants every image"):
+        run(films, tmp_path / "cache", tiny, strict=True, part_images=6)
+    last.unlink()
+    again = run(films, tmp_path / "cache", tiny, strict=True, part_images=6)
+    assert (again.extracted, again.reused) == (0, 19)
+
+
+def test_a_data_set_without_a_readable_image_is_refused(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    for file in films.glob("*/*/*"):
+        file.write_bytes(file.read_bytes()[:-600])
+    with pytest.raises(DataError, match=r"\(and 19 more; 'cxr data check' lists them\); no image can be used$"):
+        run(films, tmp_path / "cache", tiny)
+    for file in films.glob("*/*/*"):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match=r": empty file \(and 19 more; .*\); no image can be used$"):
+        run(films, tmp_path / "cache", tiny)
+
+
+# --- several backbones ---
+
+
+def test_two_backbones_decode_each_image_once(
+    films: Path, tmp_path: Path, tiny: Backbone, other: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = count_decodes(monkeypatch)
+    together = extract(look(films), films, tmp_path / "cache", [tiny, other], views=2, compute=COMPUTE, part_images=6)
+    assert len(decoded) == len(set(decoded)) == 20
+    assert [summary.backbone for summary in together] == ["tiny_network:tiny", "tiny_network:other"]
+    for summary, backbone in zip(together, (tiny, other), strict=True):
+        alone = run(films, tmp_path / "alone", backbone, views=2, part_images=6)
+        assert rows_of(summary.store) == rows_of(alone.store)
+    assert rows_of(together[0].store) != rows_of(together[1].store)
+
+
+def test_a_backbone_that_lacks_less_computes_less(films: Path, tmp_path: Path, tiny: Backbone, other: Backbone) -> None:
+    whole = run(films, tmp_path / "cache", tiny, views=3)
+    before = parts_of(whole.store)
+    run(films, tmp_path / "cache", other, views=1)
+    done, more = extract(look(films), films, tmp_path / "cache", [tiny, other], views=3, compute=COMPUTE)
+    assert (done.extracted, done.reused, more.extracted, more.reused) == (0, 20, 20, 0)
+    assert parts_of(done.store) == before
+    assert rows_of(more.store) == rows_of(run(films, tmp_path / "alone", other, views=3).store)
+
+
+def test_backbones_of_different_size_share_one_pass(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    large = load_backbone("tiny_network:tiny", image_size=48)
+    summaries = extract(look(films), films, tmp_path / "cache", [tiny, large], views=2, compute=COMPUTE)
+    assert summaries[0].store != summaries[1].store
+    for summary, backbone in zip(summaries, (tiny, large), strict=True):
+        assert rows_of(summary.store) == rows_of(run(films, tmp_path / "alone", backbone, views=2).store)
+
+
+# --- a row depends on image, view and spec alone ---
+
+
+def reversed_table(table: ImageTable) -> ImageTable:
+    return table.take(np.arange(len(table))[::-1])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "threads", "part_images", "order"),
+    [
+        (1, 1, 256, lambda table: table),
+        (3, 2, 7, lambda table: table),
+        (64, 5, 3, reversed_table),
+        (8, 2, 20, lambda table: table.take(np.random.default_rng(0).permutation(len(table)))),
+    ],
+)
+def test_a_row_does_not_depend_on_batch_part_threads_or_order(
+    films: Path,
+    tmp_path: Path,
+    tiny: Backbone,
+    batch_size: int,
+    threads: int,
+    part_images: int,
+    order: Callable[[ImageTable], ImageTable],
+) -> None:
+    usual = run(films, tmp_path / "usual", tiny, views=3)
+    scanned = look(films)
+    compute = dataclasses.replace(COMPUTE, batch_size=batch_size, threads=threads)
+    changed = run(
+        films,
+        tmp_path / "changed",
+        tiny,
+        dataclasses.replace(scanned, table=order(scanned.table)),
+        views=3,
+        compute=compute,
+        part_images=part_images,
+    )
+    assert rows_of(changed.store) == rows_of(usual.store)
+
+
+def test_the_same_run_elsewhere_writes_the_same_bytes(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    run(films, tmp_path / "here", tiny, views=2, part_images=6)
+    run(films, tmp_path / "there", tiny, views=2, part_images=6)
+    assert files_of(tmp_path / "here") == files_of(tmp_path / "there")
+
+
+# --- parts that cannot be used ---
+
+
+def test_a_damaged_part_is_moved_aside_named_and_made_again(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    first = run(films, tmp_path / "cache", tiny, views=2, part_images=6)
+    before = files_of(tmp_path / "cache")
+    folder = Path(first.store) / PARTS_NAME
+    cut, garbage, *_ = sorted(folder.iterdir())
+    cut.write_bytes(cut.read_bytes()[:1000])
+    garbage.write_bytes(b"no HDF5 at all")
+    second = run(films, tmp_path / "cache", tiny, views=2, part_images=6)
+    assert len(second.replaced) == 2
+    for path, reason in zip((cut, garbage), second.replaced, strict=True):
+        assert reason.startswith(f"{path} is damaged (")
+    assert second.extracted == 12
+    after = files_of(tmp_path / "cache")
+    aside = {name for name in after if "/damaged/" in name}
+    assert {Path(name).name for name in aside} == {cut.name, garbage.name}
+    assert {name: content for name, content in after.items() if name not in aside} == before
+    assert run(films, tmp_path / "cache", tiny, views=2, part_images=6).replaced == ()
+
+
+def test_a_part_of_another_spec_is_moved_aside_and_never_mixed_in(
+    films: Path, tmp_path: Path, tiny: Backbone, other: Backbone
+) -> None:
+    mine = run(films, tmp_path / "cache", tiny)
+    theirs = run(films, tmp_path / "cache", other)
+    (part,) = (Path(mine.store) / PARTS_NAME).iterdir()
+    wanted = part.read_bytes()
+    shutil.copy(next((Path(theirs.store) / PARTS_NAME).iterdir()), part)
+    again = run(films, tmp_path / "cache", tiny)
+    (reason,) = again.replaced
+    assert reason.startswith(f"{part} was made by another spec: backbone tiny_network:other against tiny_network:tiny")
+    assert again.extracted == 20
+    assert part.read_bytes() == wanted
+    assert (Path(mine.store) / "damaged" / part.name).is_file()
+
+
+def test_a_part_that_cannot_be_moved_aside_is_an_error_that_names_it(
+    films: Path, tmp_path: Path, tiny: Backbone
+) -> None:
+    first = run(films, tmp_path / "cache", tiny)
+    (part,) = (Path(first.store) / PARTS_NAME).iterdir()
+    part.write_bytes(b"")
+    (Path(first.store) / "damaged").write_text("a file is in the way")
+    with pytest.raises(StoreError, match=rf"^{part} cannot be used, and cannot be moved to {first.store}/damaged: "):
+        run(films, tmp_path / "cache", tiny)
+
+
+def test_a_lost_index_is_made_again_from_the_parts(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    first = run(films, tmp_path / "cache", tiny, views=2)
+    before = files_of(tmp_path / "cache")
+    (Path(first.store) / INDEX_NAME).unlink()
+    assert run(films, tmp_path / "cache", tiny, views=2).extracted == 0
+    assert files_of(tmp_path / "cache") == before
+
+
+# --- stopped, killed, run twice at once ---
+
+
+def test_an_interrupted_run_keeps_its_finished_parts(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.images_done == 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(films, tmp_path / "cache", tiny, part_images=6, on_progress=interrupt)
+    again = run(films, tmp_path / "cache", tiny, part_images=6)
+    assert (again.extracted, again.reused) == (8, 12)
+    run(films, tmp_path / "undisturbed", tiny, part_images=6)
+    assert files_of(tmp_path / "cache") == files_of(tmp_path / "undisturbed")
+
+
+CHILDREN = """
+import json, os, signal, sys, time, traceback
+from pathlib import Path
+from featcache.backbones import load_backbone
+from featcache.check import scan
+from featcache.extraction import extract
+from featcache.images import discover
+from featcache.runtime import Compute, compile_forward
+
+root, plans = Path(sys.argv[1]), json.load(sys.stdin)
+statuses = []
+
+
+def start(plan):
+    # torch is imported once; nothing of it has run here, so that a fork is a fresh process.
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writing)
+        return child, reading
+    os.close(reading)
+    status = 1
+    try:
+        calls = 0
+
+        def mortal(function):
+            def called(*arguments, **keywords):
+                nonlocal calls
+                calls += 1
+                if calls == plan["call"]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments, **keywords)
+            return called
+
+        if plan.get("in") == "flush":
+            os.fsync = mortal(os.fsync)
+        elif plan.get("in") == "rename":
+            Path.replace = mortal(Path.replace)
+        extract(
+            scan(discover(root), root), root, Path(plan["cache"]), [load_backbone("tiny_network:tiny")], views=2,
+            compute=Compute(device="cpu", runtime="torch", precision="float32", batch_size=8, threads=2),
+            part_images=8, on_progress=lambda _: os.write(writing, b"."),
+        )
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    os._exit(status)
+
+
+for group in plans:
+    started = [start(plan) for plan in group]
+    for plan, (child, reading) in zip(group, started):
+        if "images" in plan:
+            seen = 0
+            while seen < plan["images"] and (news := os.read(reading, 1)):
+                seen += len(news)
+            time.sleep(plan["wait"])
+            os.kill(child, signal.SIGKILL)
+    for child, reading in started:
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        os.close(reading)
+print(json.dumps(statuses))
+"""
+
+
+@pytest.fixture(scope="module")
+def run_children(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[int]]:
+    """A function that runs groups of extractions of the phantoms, each a process; returns their exit codes."""
+    script = tmp_path_factory.mktemp("script") / "children.py"
+    script.write_text(CHILDREN)
+
+    def run_groups(groups: list[list[dict[str, Any]]]) -> list[int]:
+        path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
+        done = subprocess.run(
+            [sys.executable, str(script), str(phantoms)],
+            input=json.dumps(groups),
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        statuses: list[int] = json.loads(done.stdout)
+        return statuses
+
+    return run_groups
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes_and_two_at_once_do_not_meddle(
+    run_children: Callable[..., list[int]], tmp_path: Path
+) -> None:
+    """One process imports torch for all of it, since that is what takes the time."""
+    plain, killed, shared = ({"cache": str(tmp_path / name)} for name in ("plain", "killed", "shared"))
+    # The worst moments: a part's bytes are written, and not yet flushed; not yet renamed; renamed, and the folder
+    # not yet flushed.
+    worst: list[dict[str, Any]] = [{"in": "flush", "call": 1}, {"in": "rename", "call": 1}, {"in": "rename", "call": 3}]
+    worst += [{"in": "flush", "call": 4}]
+    random = np.random.default_rng(int.from_bytes(os.urandom(4)))
+    moments = [{"images": int(random.integers(1, 16)), "wait": float(random.uniform(0, 0.02))} for _ in range(4)]
+    deaths = [[{**killed, **moment}] for moment in [*worst, *moments]]
+    # And features.h5, when all parts are there.
+    index = [[killed], [{**killed, "in": "rename", "call": 1}]]
+    statuses = run_children([[plain], *deaths, *index, [killed], [shared, shared]])
+    assert statuses[:5] == [0, -9, -9, -9, -9]
+    assert -9 in statuses[5:9], moments
+    assert statuses[9:] == [0, -9, 0, 0, 0]
+    wanted = files_of(tmp_path / "plain")
+    assert len([name for name in wanted if "/part-" in name]) == 11
+    for cache in ("killed", "shared"):
+        found = files_of(tmp_path / cache)
+        # What a kill leaves of an unfinished file bears a name that no reader looks at.
+        assert {name: content for name, content in found.items() if ".partial-" not in name} == wanted
+        (store,) = (tmp_path / cache).iterdir()
+        assert verify_store(store) == []
+        assert len(rows_of(store)) == 2 * 88
+    assert not [name for name in files_of(tmp_path / "shared") if ".partial-" in name]
+
+
+# --- a full disk ---
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 96 KiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(disk)], check=True)  # noqa: S607 - of PATH
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)  # noqa: S607 - the same
+
+
+def test_a_full_disk_is_one_clear_message_and_the_run_goes_on_when_there_is_space(
+    films: Path, tmp_path: Path, tiny: Backbone, small_disk: Path
+) -> None:
+    undisturbed = run(films, tmp_path / "undisturbed", tiny, views=3, part_images=2)
+    wanted = files_of(tmp_path / "undisturbed")
+    sizes = [len(content) for name, content in wanted.items() if "/part-" in name]
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(96 * 1024 - 4 * 4096 * -(-max(sizes) // 4096)))
+    store = small_disk / "cache" / Path(undisturbed.store).name
+
+    with pytest.raises(WriteError) as caught:
+        run(films, small_disk / "cache", tiny, views=3, part_images=2)
+    message = str(caught.value)
+    assert message.startswith(f"cannot write {store / PARTS_NAME}/part-")
+    assert "MiB): No space left on device; free some space or name another place with --cache, " in message
+    assert message.endswith("then run the same command again: what was finished is kept")
+    finished = parts_of(store)
+    assert 0 < len(finished) < 10
+    assert {f"{store.name}/{PARTS_NAME}/{name}": content for name, (content, _) in finished.items()}.items() <= (
+        wanted.items()
+    )
+
+    ballast.unlink()
+    again = run(films, small_disk / "cache", tiny, views=3, part_images=2)
+    assert again.reused == 2 * len(finished)
+    after = parts_of(store)
+    assert {name: after[name] for name in finished} == finished
+    assert files_of(small_disk / "cache") == wanted
+
+
+# --- what else others rely on ---
+
+
+def test_extract_is_had_from_the_package_without_importing_torch_for_readers() -> None:
+    assert featcache.extract is extract
+    with pytest.raises(AttributeError, match="module 'featcache' has no attribute 'extrakt'"):
+        featcache.extrakt  # noqa: B018 - asking is the test
+
+
+def test_progress_says_what_the_pass_waits_for() -> None:
+    def progress(waited: float, total: int = 100) -> Progress:
+        return Progress(images_done=50, images_total=total, seconds=10.0, waited_for_images=waited)
+
+    assert progress(1.0).remark == "5 img/s, limited by compute"
+    assert progress(9.0).remark == "5 img/s, limited by decode"
+    assert progress(0.0, total=0).limited_by == "nothing to do"
+    start = Progress(images_done=0, images_total=1, seconds=0.0, waited_for_images=0.0)
+    assert start.remark == "0 img/s, limited by compute"
+
+
+def test_the_spec_says_what_was_chosen_and_not_what_was_asked(films: Path, tmp_path: Path, tiny: Backbone) -> None:
+    spec = open_store(run(films, tmp_path / "cache", tiny).store).spec
+    assert spec == spec_of(tiny, compute=COMPUTE)
+    assert (spec.backbone, spec.weights_sha256) == ("tiny_network:tiny", tiny.weights_sha256)
+    assert (spec.image_size, spec.resize_side, spec.interpolation) == (32, 32, "bilinear")
+    assert (spec.mean, spec.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    assert (spec.runtime, spec.precision, spec.dtype, spec.decode_floor) == ("torch", "float32", "float16", 512)
+    automatic = spec_of(tiny, compute=Compute(device="cpu"))
+    assert automatic.runtime == "openvino"
+    assert "auto" not in automatic.to_json()
+
+
+def test_a_large_backbone_is_decoded_large_enough_for_it() -> None:
+    large = load_backbone("tiny_network:tiny", image_size=600)
+    assert spec_of(large, compute=COMPUTE).decode_floor == 1200
+
+
+def test_features_beyond_float16_are_kept(
+    films: Path, tmp_path: Path, tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loud(*_: object, **__: object) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+        return lambda pixels: pixels.mean((2, 3), dtype=np.float32) * 1e5
+
+    monkeypatch.setattr(extraction, "compile_forward", loud)
+    store = open_store(run(films, tmp_path / "cache", tiny, part_images=6).store)
+    features = store.features()
+    assert features.dtype == np.float32
+    assert features.shape == (20, 3)
+    assert features.max() > 65_504
+    assert np.isfinite(features).all()
