@@ -298,7 +298,7 @@ def report(
         compact = out.width < WIDE
         lines = cells(built, paper=paper, view_mean=view_mean, compact=compact)
         _print_table(built.dataset, COMPACT_HEADER if compact else HEADER, lines, text=["Model"])
-        for note in notes(built, paper=paper):
+        for note in notes(built, paper=paper, view_mean=view_mean):
             out.print(f"· {note}", markup=False, soft_wrap=False)
     else:
         text = (markdown if form == "markdown" else as_csv)(built, paper=paper, view_mean=view_mean)

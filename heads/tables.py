@@ -50,7 +50,7 @@ def markdown(report: Report, *, paper: bool = False, view_mean: bool = False) ->
     """The table in Markdown, with its notes below."""
     lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 1)), *cells(report, paper=paper, view_mean=view_mean)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n" + "\n".join(f"- {note}" for note in notes(report, paper=paper)) + "\n"
+    return f"{table}\n\n" + "\n".join(f"- {note}" for note in notes(report, paper=paper, view_mean=view_mean)) + "\n"
 
 
 def as_csv(report: Report, *, paper: bool = False, view_mean: bool = False) -> str:
@@ -74,12 +74,12 @@ def as_csv(report: Report, *, paper: bool = False, view_mean: bool = False) -> s
     return buffer.getvalue()
 
 
-def notes(report: Report, *, paper: bool = False) -> list[str]:
+def notes(report: Report, *, paper: bool = False, view_mean: bool = False) -> list[str]:
     """What stands below the table: the selected head's confusion matrix in the study's words, and warnings."""
     lines: list[str] = []
     for row in report.selected:
         line = f"selected on validation alone (lowest mean loss): {row.name}"
-        confusion = row.chosen.test.confusion
+        confusion = (row.chosen.test_view_mean if view_mean else row.chosen.test).confusion
         if confusion is not None:
             line += (
                 f"; on test (seed {row.chosen.config.seed}, threshold 0.5) "

@@ -76,7 +76,8 @@ def cxr(*arguments: str | Path, cwd: Path, **variables: str) -> Result:
     """Run the program in this process, in a folder, with no terminal and no CXR_ variables but those given."""
     out, err = io.StringIO(), io.StringIO()
     # The consoles looked at the environment when they were made.
-    plain = {"_width": int(variables.get("COLUMNS", "180")), "_force_terminal": False, "_color_system": None}
+    plain: dict[str, Any] = {"_force_terminal": False, "is_interactive": False, "_color_system": None}
+    plain["_width"] = int(variables.get("COLUMNS", "180"))
     with (
         mock.patch.dict(os.environ, environment(**variables), clear=True),
         mock.patch.multiple(cli.out, **plain),

@@ -167,6 +167,18 @@ def test_more_views_later_compute_only_those_that_lack_and_equal_a_run_that_aske
     assert open_store(later.store).view_count == 4
 
 
+def test_a_lost_clean_view_is_made_again_under_the_views_that_were_added(
+    films: Path, tmp_path: Path, tiny: Backbone
+) -> None:
+    clean = run(films, tmp_path / "cache", tiny, views=1)
+    (part,) = (Path(clean.store) / PARTS_NAME).iterdir()
+    whole = open_store(run(films, tmp_path / "cache", tiny, views=3).store).views()
+    part.unlink()
+    again = run(films, tmp_path / "cache", tiny, views=3)
+    assert again.extracted == 20
+    np.testing.assert_array_equal(open_store(again.store).views(), whole)
+
+
 def test_fewer_views_later_take_nothing_away(films: Path, tmp_path: Path, tiny: Backbone) -> None:
     run(films, tmp_path / "cache", tiny, views=3)
     again = run(films, tmp_path / "cache", tiny, views=1)
