@@ -7,7 +7,6 @@ Results go to stdout, progress and notes to stderr. Libraries are imported insid
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import sys
@@ -84,7 +83,12 @@ def options(
 
 
 @app.command()
-def init(data: Data = None, cache: Cache = None, force: Annotated[bool, typer.Option("--force")] = False) -> None:
+def init(
+    data: Data = None,
+    cache: Cache = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the one that is there.")] = False,
+    as_json: Json = False,
+) -> None:
     """Write a commented cxr.toml with every setting."""
     from featcache import atomic
 
@@ -92,7 +96,7 @@ def init(data: Data = None, cache: Cache = None, force: Annotated[bool, typer.Op
     if path.exists() and not force:
         raise SettingsError(f"{path} exists already: edit it, or overwrite it with --force")
     atomic.write_text(path, example_toml({"data": data, "cache": cache}))
-    out.print(f"wrote {path}: every setting and its default, to be uncommented and changed", markup=False)
+    _show(as_json, {"file": str(path)}, [f"wrote {path}: every setting and its default, to be uncommented and changed"])
 
 
 @data_app.command("check")
@@ -100,6 +104,7 @@ def data_check(
     folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="The data set's folder.")] = None,
     data: Data = None,
     table: TableFile = None,
+    cache: Cache = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -107,13 +112,10 @@ def data_check(
     from featcache.check import summarise, summary_lines
     from featcache.workspace import scan_images
 
-    settings = load_settings({"data": folder or data, "table": table}, config)
+    settings = load_settings({"data": folder or data, "table": table, "cache": cache}, config)
     with _bar("reading") as tell:
         summary = summarise(scan_images(settings, whole=True, on_image=tell))
-    if as_json:
-        _print_json(summary)
-    else:
-        out.print("\n".join(summary_lines(summary)), markup=False)
+    _show(as_json, summary, summary_lines(summary))
 
 
 @data_app.command("phantoms")
@@ -122,12 +124,14 @@ def data_phantoms(
     train: Annotated[int, typer.Option(help="Train images.")] = 320,
     test: Annotated[int, typer.Option(help="Test images.")] = 120,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Draw synthetic radiographs, laid out as the real set; for the demo and for trying things out."""
     from featcache.phantom import write_phantoms
 
     write_phantoms(folder, train=train, test=test, seed=seed)
-    out.print(f"{train} train, 16 val and {test} test phantoms (synthetic, no patients) in {folder}", markup=False)
+    line = f"{train} train, 16 val and {test} test phantoms (synthetic, no patients) in {folder}"
+    _show(as_json, {"folder": str(folder), "images": train + 16 + test}, [line])
 
 
 @app.command()
@@ -181,20 +185,11 @@ def extract(
             strict=settings.strict,
             on_progress=lambda now: tell(now.images_done, now.images_total, now.remark),
         )
-    results = [{k: v for k, v in dataclasses.asdict(summary).items() if k != "replaced"} for summary in summaries]
-    for summary in summaries:
-        for line in summary.replaced:
-            _note(f"made again: {line}")
-        if not as_json:
-            how = f", {summary.images_per_second:.1f} img/s, limited by {summary.limited_by}"
-            out.print(
-                f"{summary.backbone}: {summary.images} images × {summary.views} views in {summary.store} "
-                f"({summary.extracted} computed, {summary.reused} reused{how if summary.extracted else ''})",
-                markup=False,
-            )
+    for line in (line for summary in summaries for line in summary.replaced):
+        _note(f"made again: {line}")
     _note_quarantined(summaries[0].quarantined)
-    if as_json:
-        _print_json(results if len(results) > 1 else results[0])
+    results = [summary.to_json() for summary in summaries]
+    _show(as_json, results if len(results) > 1 else results[0], [summary.in_words() for summary in summaries])
 
 
 @app.command("fit-head")
@@ -251,22 +246,9 @@ def fit_head(
             positive=settings.positive,
             on_progress=tell,
         )
-    record = outcome.record
-    chosen = build_report(dataset_folder(settings), [record.run_id]).selected[0]
-    if as_json:
-        figures = {"selected": chosen.name, "val_loss": chosen.chosen.val.loss, "n": record.n}
-        _print_json(
-            {"run": record.run_id, "folder": str(outcome.folder), "heads": len(record.heads), "reused": outcome.reused}
-            | {"seconds": record.seconds, **figures}
-        )
-        return
-    how = "read back, nothing changed" if outcome.reused else f"fitted in {record.seconds:.1f} s"
-    n = record.n
-    out.print(
-        f"{len(record.heads)} heads {how} on {n['train']} train and {n['val']} val images; "
-        f"best on val: {chosen.name}\nsaved in {outcome.folder}; 'cxr report' shows the table",
-        markup=False,
-    )
+    chosen = build_report(dataset_folder(settings), [outcome.record.run_id]).selected[0]
+    result = {**outcome.to_json(), "selected": chosen.name, "val_loss": chosen.chosen.val.loss}
+    _show(as_json, result, [f"{outcome.in_words()}; best on val: {chosen.name}", "'cxr report' shows the table"])
 
 
 @app.command()
@@ -341,11 +323,8 @@ def cache_verify(
     datasets = dataset_folders(settings.cache, settings.data.resolve().name if settings.data else None)
     stores = [store for dataset in datasets for store in store_folders(dataset)]
     problems = {str(store): verify_store(store, remove_damaged=remove_damaged) for store in stores}
-    if as_json:
-        _print_json(problems)
-    else:
-        for store, found in problems.items():
-            out.print(f"{store}: {'sound' if not found else f'{len(found)} damaged'}", markup=False)
+    state = {store: f"{len(found)} damaged" if found else "sound" for store, found in problems.items()}
+    _show(as_json, problems, [f"{store}: {word}" for store, word in state.items()])
     damage = [line for found in problems.values() for line in found]
     for line in damage:
         _note(line)
@@ -356,6 +335,7 @@ def cache_verify(
 @cache_app.command("remove")
 def cache_remove(
     stores: Annotated[list[Path], typer.Argument(metavar="STORE…", help="Folders, as 'cxr cache list' names them.")],
+    data: Data = None,
     cache: Cache = None,
     config: Config = None,
     as_json: Json = False,
@@ -363,13 +343,9 @@ def cache_remove(
     """Delete feature stores."""
     from featcache.store import remove_store
 
-    settings = load_settings({"cache": cache}, config)
+    settings = load_settings({"data": data, "cache": cache}, config)
     freed = {str(store): remove_store(store, settings.cache) for store in stores}
-    if as_json:
-        _print_json(freed)
-        return
-    for name, size in freed.items():
-        out.print(f"removed {name} ({size / 2**20:.1f} MiB)", markup=False)
+    _show(as_json, freed, [f"removed {name} ({size / 2**20:.1f} MiB)" for name, size in freed.items()])
 
 
 @contextlib.contextmanager
@@ -396,6 +372,14 @@ def _note_quarantined(rows: Sequence[Quarantined]) -> None:
         _note(f"left out: {row.image_id}: {row.reason}")
     if len(rows) > 10:
         _note(f"left out: {len(rows) - 10} more; 'cxr data check' lists them all")
+
+
+def _show(as_json: bool, value: object, lines: Sequence[str]) -> None:
+    """Print a command's result: as JSON, or in words."""
+    if as_json:
+        _print_json(value)
+    else:
+        out.print("\n".join(lines), markup=False, emoji=False)
 
 
 def _print_json(value: object) -> None:

@@ -8,11 +8,10 @@ more views and renaming files are one mechanism.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from featcache.index import PARTS_NAME, write_index
 from featcache.loading import ImageViews, load_ahead
 from featcache.parts import PartHeader, write_part
 from featcache.planning import Job, chunks_of, plan
+from featcache.progress import Clock, Progress
 from featcache.runtime import (
     Compute,
     Forward,
@@ -35,28 +35,6 @@ from featcache.store import part_headers
 
 PART_IMAGES = 256
 """Images a part: some seconds of work, so that little is lost in a kill, and few enough files."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far the pass is: images done of all to do, and where its time went, in seconds."""
-
-    images_done: int
-    images_total: int
-    seconds: float
-    waited_for_images: float
-
-    @property
-    def remark(self) -> str:
-        """Rate and limit, for a person."""
-        return f"{self.images_done / max(self.seconds, 1e-9):.0f} img/s, limited by {self.limited_by}"
-
-    @property
-    def limited_by(self) -> Literal["decode", "compute", "nothing to do"]:
-        """What the pass waits for: images (decode) or the network (compute)."""
-        if not self.images_total:
-            return "nothing to do"
-        return "decode" if self.waited_for_images > self.seconds / 2 else "compute"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +68,18 @@ class Summary:
     images_per_second: float
     limited_by: str
     replaced: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The stable form that ``cxr extract --json`` prints."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "replaced"}
+
+    def in_words(self) -> str:
+        """The same, as a sentence."""
+        how = f", {self.images_per_second:.1f} img/s, limited by {self.limited_by}" if self.extracted else ""
+        return (
+            f"{self.backbone}: {self.images} images × {self.views} views in {self.store} "
+            f"({self.extracted} computed, {self.reused} reused{how})"
+        )
 
 
 def extract(
@@ -129,7 +119,7 @@ def extract(
     _refuse(scanned.quarantined, strict=strict, left=len(scanned.table))
     jobs = [plan(scanned, dataset, backbone, recipe_seed, compute) for backbone in backbones]
     chunks = chunks_of(scanned, jobs, views, part_images)
-    clock = _Clock(total=sum(map(len, chunks)), on_progress=on_progress)
+    clock = Clock(total=sum(map(len, chunks)), on_progress=on_progress)
     failed: dict[int, str] = {}
     if chunks:
         forwards = [_compiled(job, views, compute) for job in jobs]
@@ -182,7 +172,7 @@ def _make_parts(
     forwards: Sequence[Forward | None],
     views: int,
     compute: Compute,
-    clock: _Clock,
+    clock: Clock,
 ) -> dict[int, str]:
     """Compute and write the parts of one chunk; returns the rows that failed and why."""
     batches: dict[tuple[int, int], Batches] = {}
@@ -238,34 +228,6 @@ class Batches:
             self.features.append(self.forward(self.pixels)[: self.filled])
             self.filled = 0
         return np.concatenate(self.features)
-
-
-class _Clock:
-    """Counts images and seconds, and tells the caller."""
-
-    def __init__(self, total: int, on_progress: Callable[[Progress], None] | None) -> None:
-        self.total, self.on_progress = total, on_progress
-        self.done, self.waited, self.started = 0, 0.0, time.perf_counter()
-
-    def awaited(self, images: Iterator[ImageViews]) -> ImageViews:
-        """The next image; the time until it is there is what decoding costs the pass."""
-        before = time.perf_counter()
-        image = next(images)
-        self.waited += time.perf_counter() - before
-        return image
-
-    def tick(self) -> None:
-        self.done += 1
-        if self.on_progress is not None:
-            self.on_progress(self.progress())
-
-    def progress(self) -> Progress:
-        return Progress(
-            images_done=self.done,
-            images_total=self.total,
-            seconds=time.perf_counter() - self.started,
-            waited_for_images=self.waited,
-        )
 
 
 def _without(scanned: Scan, lost: Sequence[Quarantined]) -> Scan:

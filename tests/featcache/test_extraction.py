@@ -24,11 +24,12 @@ from featcache.backbones import Backbone, load_backbone
 from featcache.check import Quarantined, Scan, scan
 from featcache.decode import Pixels, decode
 from featcache.errors import DataError, StoreError
-from featcache.extraction import Progress, Summary, extract
+from featcache.extraction import Summary, extract
 from featcache.images import ImageTable, discover
 from featcache.index import INDEX_NAME, PARTS_NAME
 from featcache.parts import read_features, read_header
 from featcache.planning import spec_of, store_folder
+from featcache.progress import Progress
 from featcache.runtime import Compute, compile_forward
 from featcache.store import open_store, verify_store
 from featcache.views import Geometry, render
@@ -126,10 +127,20 @@ def test_the_summary_says_what_was_done(films: Path, tmp_path: Path, tiny: Backb
     assert [step.images_done for step in seen] == list(range(1, 21))
     assert {step.images_total for step in seen} == {20}
     assert all(before.seconds <= after.seconds for before, after in pairwise(seen))
-    # What scripts read of it (DESIGN, 10).
-    told = json.loads(json.dumps(dataclasses.asdict(summary)))
-    assert {"backbone", "store", "fingerprint", "images", "extracted", "reused", "quarantined"} <= told.keys()
-    assert {"views", "seconds", "images_per_second", "limited_by"} <= told.keys()
+    assert summary.in_words() == (
+        f"tiny_network:tiny: 20 images × 2 views in {summary.store} (20 computed, 0 reused, "
+        f"{summary.images_per_second:.1f} img/s, limited by {summary.limited_by})"
+    )
+
+
+def test_the_summary_as_json_has_the_keys_that_scripts_read(
+    films: Path, tmp_path: Path, tiny: Backbone, damaged_films: dict[str, str]
+) -> None:
+    told = json.loads(json.dumps(run(films, tmp_path / "cache", tiny).to_json()))
+    keys = "backbone store fingerprint images extracted reused quarantined views seconds images_per_second limited_by"
+    assert set(told) == set(keys.split())
+    assert [set(row) for row in told["quarantined"]] == [{"image_id", "reason"}] * len(damaged_films)
+    assert [row["image_id"] for row in told["quarantined"]] == list(damaged_films)
 
 
 def test_a_second_run_computes_nothing_and_leaves_every_part_alone(
