@@ -90,7 +90,8 @@ def load_backbone(name: str, weights: str | None = None, image_size: int | None 
         ratio = preprocessing.resize_side / preprocessing.image_size
         preprocessing = replace(preprocessing, image_size=image_size, resize_side=math.floor(image_size * ratio + 1e-6))
     model = model.eval().requires_grad_(requires_grad=False)
-    digest = weights_sha256(model)
+    # Of torchvision's own network: the hash must not depend on our wrapper.
+    digest = weights_sha256(model.model if isinstance(model, TorchvisionFeatures) else model)
     network = PooledNetwork(model, preprocessing).eval()
     spelled = "@".join([architecture, *(f"{key}={value}" for key, value in sorted(options.items()))])
     return Backbone(

@@ -81,7 +81,13 @@ def choose_precision(precision: Precision | Literal["auto"], device: str) -> Pre
 
 
 def choose_runtime(runtime: Runtime | Literal["auto"], device: str) -> Runtime:
-    """OpenVINO on a processor, torch elsewhere, unless named."""
+    """OpenVINO on a processor, torch elsewhere, unless named.
+
+    Raises:
+        BackboneError: OpenVINO is named for a device that it would leave idle.
+    """
+    if runtime == "openvino" and device != "cpu":
+        raise BackboneError(f"OpenVINO runs on the processor, not on {device}: say --device cpu, or --runtime torch")
     if runtime != "auto":
         return runtime
     return "openvino" if device == "cpu" else "torch"

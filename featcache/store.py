@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.atomic import TEMPORARY_PREFIX
 from featcache.check import Quarantined
 from featcache.errors import StoreError
 from featcache.images import ImageTable
@@ -159,7 +160,8 @@ def verify_store(store: Path, *, remove_damaged: bool = False) -> list[str]:
 
     Args:
         store: the store's folder.
-        remove_damaged: delete the parts (or the index) that are named, so that ``extract`` makes them again.
+        remove_damaged: delete the parts (or the index) that are named, so that ``extract`` makes them again, and what
+            killed processes left half-written.
     """
     problems: list[str] = []
     spec: FeatureSpec | None = None
@@ -173,6 +175,10 @@ def verify_store(store: Path, *, remove_damaged: bool = False) -> list[str]:
         problems.append(str(error))
         if remove_damaged:
             (store / INDEX_NAME).unlink(missing_ok=True)
+    if remove_damaged:
+        # What a killed process left half-written; no reader looks at it.
+        for path in [*store.glob(f"{TEMPORARY_PREFIX}*"), *(store / PARTS_NAME).glob(f"{TEMPORARY_PREFIX}*")]:
+            path.unlink(missing_ok=True)
     for path in sorted((store / PARTS_NAME).glob("part-*.h5")):
         try:
             read_features(read_header(path, spec))

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,29 +26,17 @@ from heads.config import HeadConfig, grid
 from heads.group import FittedHead
 from heads.metrics import evaluate
 from heads.model import logits
-from heads.runs import FORMAT_VERSION, RUNS_NAME, HeadRecord, RunRecord, SplitLogits, load_run, save_run
+from heads.runs import (
+    FORMAT_VERSION,
+    RUNS_NAME,
+    HeadRecord,
+    Outcome,
+    RunRecord,
+    SplitLogits,
+    load_run,
+    save_run,
+)
 from heads.train import EpochProgress, Samples, fit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """A run and its folder; ``reused`` when the very same run was there already."""
-
-    folder: Path
-    record: RunRecord
-    reused: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """What ``cxr fit-head --json`` prints of it."""
-        record = self.record
-        named = {"run": record.run_id, "folder": str(self.folder), "heads": len(record.heads), "reused": self.reused}
-        return {**named, "seconds": record.seconds, "n": record.n}
-
-    def in_words(self) -> str:
-        """The same, as a sentence."""
-        how = "read back, nothing changed" if self.reused else f"fitted in {self.record.seconds:.1f} s"
-        n = self.record.n
-        return f"{len(self.record.heads)} heads {how} on {n['train']} train and {n['val']} val images, in {self.folder}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +103,27 @@ class RunRecord:
     seconds: float
     provenance: dict[str, str]
     heads: tuple[HeadRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A run and its folder; ``reused`` when the very same run was there already."""
+
+    folder: Path
+    record: RunRecord
+    reused: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``cxr fit-head --json`` prints of it."""
+        record = self.record
+        named = {"run": record.run_id, "folder": str(self.folder), "heads": len(record.heads), "reused": self.reused}
+        return {**named, "seconds": record.seconds, "n": record.n}
+
+    def in_words(self) -> str:
+        """The same, as a sentence."""
+        how = "read back, nothing changed" if self.reused else f"fitted in {self.record.seconds:.1f} s"
+        n = self.record.n
+        return f"{len(self.record.heads)} heads {how} on {n['train']} train and {n['val']} val images, in {self.folder}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -138,7 +138,13 @@ def test_a_processor_gets_openvino_and_an_accelerator_torch_unless_named() -> No
     assert choose_runtime("auto", "cpu") == "openvino"
     assert choose_runtime("auto", "cuda:1") == "torch"
     assert choose_runtime("torch", "cpu") == "torch"
-    assert choose_runtime("openvino", "cuda") == "openvino"
+
+
+def test_openvino_is_not_taken_for_a_device_that_it_would_leave_idle() -> None:
+    with pytest.raises(
+        BackboneError, match=r"runs on the processor, not on cuda: say --device cpu, or --runtime torch"
+    ):
+        choose_runtime("openvino", "cuda")
 
 
 @pytest.mark.parametrize(("there", "device"), [(True, "cuda"), (False, "cpu")])

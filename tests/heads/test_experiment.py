@@ -22,10 +22,10 @@ from featcache.settings import Settings
 from featcache.splits import split
 from featcache.store import FeatureStore
 from heads.config import HeadConfig
-from heads.experiment import Outcome, configs_of, run_experiment
+from heads.experiment import configs_of, run_experiment
 from heads.metrics import Metrics, probabilities
 from heads.model import HeadWeights, logits
-from heads.runs import SplitLogits, load_logits, load_run
+from heads.runs import Outcome, SplitLogits, load_logits, load_run
 
 LINEAR = HeadConfig(hidden=0, lr=0.05, epochs=4, patience=4, batch_size=24)
 CONFIGS = (LINEAR, replace(LINEAR, hidden=4, l2=1e-2), replace(LINEAR, hidden=4, l2=1e-2, seed=1))
