@@ -47,6 +47,7 @@ Config = Annotated[Path | None, typer.Option("--config", help=f"Settings file [d
 Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable result on stdout.")]
 Backbones = Annotated[list[str] | None, typer.Option("--backbone", "-b", help="Frozen network; repeat for several.")]
 Views = Annotated[int | None, typer.Option("--views", help="Views an image, the clean one included.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Positive = Annotated[str | None, typer.Option("--positive", help="The positive class [default: the second].")]
 
 
@@ -121,9 +122,9 @@ def data_check(
 @data_app.command("phantoms")
 def data_phantoms(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
-    train: Annotated[int, typer.Option(help="Train images.")] = 320,
-    test: Annotated[int, typer.Option(help="Test images.")] = 120,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    train: Annotated[int, typer.Option(help="Train images.", min=8)] = 320,
+    test: Annotated[int, typer.Option(help="Test images.", min=4)] = 120,
+    seed: Annotated[int, typer.Option(help="Seed.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Draw synthetic radiographs, laid out as the real set; for the demo and for trying things out."""
@@ -144,7 +145,7 @@ def extract(
     views: Views = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels [default: as the weights were trained].")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images the network sees at once.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    device: Device = None,
     runtime: Annotated[str | None, typer.Option(help="auto, torch or openvino.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     strict: Annotated[bool | None, typer.Option("--strict", help="An unreadable image is an error.")] = None,
@@ -205,9 +206,10 @@ def fit_head(
     patience: Annotated[int | None, typer.Option(help="Epochs without improvement before a head stops.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Features a training step.")] = None,
     class_weights: Annotated[str | None, typer.Option(help="balanced or none.")] = None,
-    train_views: Annotated[str | None, typer.Option(help="random or clean.")] = None,
+    view_policy: Annotated[str | None, typer.Option(help="random or clean.")] = None,
     views: Views = None,
     positive: Positive = None,
+    device: Device = None,
     data: Data = None,
     table: TableFile = None,
     cache: Cache = None,
@@ -224,8 +226,9 @@ def fit_head(
         "split_seed": split_seed,
     }
     flags |= {"epochs": epochs, "patience": patience, "batch_size": batch_size, "class_weights": class_weights}
-    flags |= {"train_views": train_views, "views": views, "positive": positive, "data": data, "table": table}
-    settings = load_settings({**flags, "cache": cache}, config)
+    flags |= {"view_policy": view_policy, "views": views, "positive": positive, "data": data, "table": table}
+    settings = load_settings({**flags, "cache": cache, "device": device}, config)
+    from featcache.runtime import choose_device
     from featcache.workspace import dataset_folder, open_stores, present_table
     from heads.experiment import configs_of, run_experiment
     from heads.report import build_report
@@ -244,6 +247,7 @@ def fit_head(
             split_seed=settings.split_seed,
             views=settings.views if "views" in settings.model_fields_set else None,
             positive=settings.positive,
+            device=choose_device(settings.device),
             on_progress=tell,
         )
     chosen = build_report(dataset_folder(settings), [outcome.record.run_id]).selected[0]
@@ -288,8 +292,11 @@ def report(
     if figures is not None:
         from heads.plots import write_figures
 
-        for path in write_figures(built.selected[0], figures, "svg" if figure_format == "svg" else "png"):
-            _note(f"wrote {path}")
+        for row in built.selected:
+            # One split's pictures lie in the folder itself, several splits' in a folder each.
+            place = figures if len(built.selected) == 1 else figures / f"{row.run.split_rule}-{row.run.split_seed}"
+            for path in write_figures(row, place, "svg" if figure_format == "svg" else "png", view_mean=view_mean):
+                _note(f"wrote {path}")
 
 
 @cache_app.command("list")
@@ -417,5 +424,5 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:
-            _note("cxr: interrupted; what was finished is kept, run the same command again to go on")
+            _note("cxr: interrupted; finished parts and runs are kept, the same command again goes on from there")
         raise

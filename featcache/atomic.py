@@ -41,7 +41,7 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _explained(path, len(data), error) from error
+            raise explained(path, len(data), error) from error
         raise
 
 
@@ -72,7 +72,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
-            raise _explained(path, None, error) from error
+            raise explained(path, None, error) from error
         raise
 
 
@@ -90,10 +90,12 @@ def _sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _explained(path: Path, size: int | None, error: OSError) -> WriteError:
+def explained(path: Path, size: int | None, error: OSError) -> WriteError:
+    """The error that tells a user why ``path``, of ``size`` bytes, could not be written, and the way out."""
     need = f" ({size / 2**20:.1f} MiB)" if size is not None else ""
     reason = error.strerror or str(error)
-    return WriteError(
-        f"cannot write {path}{need}: {reason}; free some space or name another place with --cache, "
-        "then run the same command again: what was finished is kept"
-    )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        way_out = "free some space or name another place, then run the same command again: what was finished is kept"
+    else:
+        way_out = "name a place that is free and may be written to"
+    return WriteError(f"cannot write {path}{need}: {reason}; {way_out}")

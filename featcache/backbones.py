@@ -199,8 +199,8 @@ def _own(spelled: str) -> tuple[nn.Module, Preprocessing]:
         sys.path.append("")
     try:
         model = getattr(importlib.import_module(module_name), attribute)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise BackboneError(f"backbone {spelled!r} cannot be made: {error}") from error
+    except Exception as error:
+        raise BackboneError(f"backbone {spelled!r} cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise BackboneError(f"backbone {spelled!r} made a {type(model).__name__}, wanted a torch.nn.Module")
     try:

@@ -103,8 +103,11 @@ def write_index(store: Path, spec: FeatureSpec, scanned: Scan, headers: Sequence
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["spec"] = np.bytes_(spec.to_json())
         file.attrs["fingerprint"] = np.bytes_(spec.fingerprint)
-    with filelock.FileLock(store / f"{INDEX_NAME}.lock"):
-        atomic.write_bytes(store / INDEX_NAME, buffer.getbuffer())
+    try:
+        with filelock.FileLock(store / f"{INDEX_NAME}.lock"):
+            atomic.write_bytes(store / INDEX_NAME, buffer.getbuffer())
+    except OSError as error:
+        raise atomic.explained(store / INDEX_NAME, None, error) from error
 
 
 def read_index(store: Path) -> Index:

@@ -203,6 +203,8 @@ def opened(path: Path, wanted_format: str) -> h5py.File:
     Raises:
         StoreError: not HDF5, or of another format or version.
     """
+    if not path.exists():
+        raise StoreError(f"{path} is missing: run 'cxr extract' again, which makes only what is missing")
     try:
         file = h5py.File(path, "r")
     except OSError as error:

@@ -61,7 +61,8 @@ def choose_device(device: str = "auto") -> str:
         kind = torch.device(device)
     except RuntimeError as error:
         raise BackboneError(f"no device {device!r}: wanted auto, cpu, cuda or cuda:N") from error
-    if kind.type not in ("cpu", "cuda") or (kind.type == "cuda" and not torch.cuda.is_available()):
+    there = kind.type == "cpu" or (kind.type == "cuda" and (kind.index or 0) < torch.cuda.device_count())
+    if not there:
         raise BackboneError(f"no device {device!r} on this machine: say --device cpu")
     return device
 

@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     positive: str | None = Field(None, description="the class whose recall is the sensitivity (default: the second)")
 
     backbone: Annotated[list[str], *Several] = Field(
-        ["resnet50"], description="frozen networks: timm names, torchvision:NAME, or module.path:callable"
+        ["resnet50"], description="networks to extract with: timm names, torchvision:NAME, or module.path:callable"
     )
     weights: Annotated[list[str], *Several] = Field(
         [], description="weights in the order of backbone: a file, 'random' or 'pretrained' (empty: all pretrained)"
@@ -72,16 +72,20 @@ class Settings(BaseSettings):
 
     split: SplitRule = Field("patient", description="patient, paper or folders")
     split_seed: int = Field(0, ge=0, description="seed of the patient split")
-    hidden: Annotated[list[int], *Several] = Field([256], description="hidden units of the head; 0: a linear head")
-    l2: Annotated[list[float], *Several] = Field(
+    hidden: Annotated[list[Annotated[int, Field(ge=0, le=65_536)]], *Several] = Field(
+        [256], description="hidden units of the head; 0: a linear head"
+    )
+    l2: Annotated[list[Annotated[float, Field(ge=0, allow_inf_nan=False)]], *Several] = Field(
         [1e-4], description="L2 penalty of the Dense kernel, as Keras means it"
     )
-    learning_rate: Annotated[list[float], *Several] = Field([1e-3], description="Adam's step")
+    learning_rate: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], *Several] = Field(
+        [1e-3], description="Adam's step"
+    )
     epochs: int = Field(50, ge=1, le=100_000, description="epochs at most")
     patience: int = Field(10, ge=1, description="epochs without a better validation loss before a head stops")
     batch_size: int = Field(256, ge=2, description="features a training step")
     class_weights: Literal["balanced", "none"] = Field("balanced", description="balanced or none")
-    train_views: Literal["random", "clean"] = Field("random", description="the view a head sees of an image each epoch")
+    view_policy: Literal["random", "clean"] = Field("random", description="the view a head sees of an image each epoch")
     seeds: int = Field(1, ge=1, le=1000, description="heads a configuration, with seeds 0, 1, …")
 
     @classmethod

@@ -79,7 +79,10 @@ class FeatureStore:
         if not len(rows) or not views or min(views) < 0:
             raise ValueError(f"wanted one image or more and views from 0 on, got {len(rows)} images and views {views}")
         if max(views) >= self.part.shape[1]:
-            raise self._without(len(rows), len(rows), f"view {max(views)}")
+            raise StoreError(
+                f"{self.path} has {self.part.shape[1]} views an image, wanted {max(views) + 1}: run "
+                f"'cxr extract --backbone {self.spec.backbone} --views {max(views) + 1}', which makes only those"
+            )
         part = self.part[np.ix_(rows, np.array(views))]
         lacking = (part < 0).any(axis=1)
         if lacking.any():
@@ -142,8 +145,19 @@ def store_folders(dataset: Path) -> list[Path]:
 
 
 def dataset_folders(cache: Path, dataset: str | None = None) -> list[Path]:
-    """Folders of all data sets below ``cache``, sorted, or of the one named."""
-    return sorted(cache.glob("*")) if dataset is None else [cache / dataset]
+    """Folders of all data sets below ``cache``, sorted, or of the one named.
+
+    Raises:
+        StoreError: there is no such cache or data set; a mistyped name must not look like an empty cache.
+    """
+    if not cache.is_dir():
+        raise StoreError(f"no cache in {cache}: name it with --cache DIR, or run 'cxr extract' first")
+    if dataset is None:
+        return sorted(cache.glob("*"))
+    if not (cache / dataset).is_dir():
+        held = ", ".join(path.name for path in sorted(cache.glob("*")) if path.is_dir()) or "nothing"
+        raise StoreError(f"{cache} has no stores of {dataset}; it holds {held}")
+    return [cache / dataset]
 
 
 def part_headers(store: Path, spec: FeatureSpec | None = None) -> Iterator[PartHeader | tuple[Path, StoreError]]:
@@ -172,9 +186,11 @@ def verify_store(store: Path, *, remove_damaged: bool = False) -> list[str]:
             if not (store / PARTS_NAME / name).is_file():
                 problems.append(f"{store / PARTS_NAME / name} is missing: run 'cxr extract' again")
     except StoreError as error:
-        problems.append(str(error))
-        if remove_damaged:
-            (store / INDEX_NAME).unlink(missing_ok=True)
+        if remove_damaged and (store / INDEX_NAME).exists():
+            (store / INDEX_NAME).unlink()
+            problems.append(f"removed {store / INDEX_NAME}, which was damaged: run 'cxr extract' again to rebuild it")
+        else:
+            problems.append(str(error))
     if remove_damaged:
         # What a killed process left half-written; no reader looks at it.
         for path in [*store.glob(f"{TEMPORARY_PREFIX}*"), *(store / PARTS_NAME).glob(f"{TEMPORARY_PREFIX}*")]:
@@ -183,9 +199,11 @@ def verify_store(store: Path, *, remove_damaged: bool = False) -> list[str]:
         try:
             read_features(read_header(path, spec))
         except StoreError as error:
-            problems.append(str(error))
             if remove_damaged:
                 path.unlink(missing_ok=True)
+                problems.append(f"removed {path}, which was damaged: run 'cxr extract' again to make it anew")
+            else:
+                problems.append(str(error))
     return problems
 
 
@@ -218,7 +236,9 @@ def describe_stores(cache: Path, dataset: str | None = None) -> list[dict[str, A
                 continue
             row |= {"images": len(opened.image_table), "views": opened.view_count}
             row |= {"backbone": opened.spec.backbone, "fingerprint": opened.spec.fingerprint}
-            rows.append({**row, "state": "complete", "quarantined": len(opened.quarantined)})
+            lost = sum(not (store / PARTS_NAME / name).is_file() for name in opened.part_names)
+            state = f"{lost} of {len(opened.part_names)} parts missing: run 'cxr extract' again" if lost else "complete"
+            rows.append({**row, "state": state, "quarantined": len(opened.quarantined)})
     return rows
 
 

@@ -47,6 +47,7 @@ def render(pixels: Pixels, sha256: str, views: Sequence[int], geometry: Geometry
         views: view numbers; 0 is the clean image.
         geometry: the network's square.
     """
+    assert geometry.recipe in RECIPES, geometry.recipe
     image = torch.from_numpy(np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), order="C"))
     return torch.stack(
         [_clean(image, geometry) if view == 0 else _augmented(image, sha256, view, geometry) for view in views]

@@ -118,7 +118,7 @@ def open_stores(settings: Settings, backbones: Sequence[str] = ()) -> list[Featu
         return [open_store(folder) for folder in finished or folders]
     stores: dict[Path, FeatureStore] = {}
     for name in backbones:
-        matching = [folder for folder in folders if name in (folder.name, _backbone_of(folder))]
+        matching = [folder for folder in folders if name in _names_of(folder)]
         if not matching:
             known = sorted({_backbone_of(folder) for folder in folders})
             raise StoreError(
@@ -146,6 +146,12 @@ def present_table(settings: Settings, stores: Sequence[FeatureStore]) -> tuple[I
     }
     table = scanned.table.take(np.array([name not in known for name in scanned.table.image_id], bool))
     return table, f"{len(known)} unreadable images are left out; 'cxr data check' lists them" if known else ""
+
+
+def _names_of(folder: Path) -> tuple[str, str, str]:
+    """What a store may be called: its folder, its backbone, and the backbone without its options."""
+    backbone = _backbone_of(folder)
+    return folder.name, backbone, backbone.partition("@")[0]
 
 
 def _backbone_of(folder: Path) -> str:

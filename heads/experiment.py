@@ -60,7 +60,7 @@ def configs_of(settings: Settings) -> tuple[HeadConfig, ...]:
         patience=settings.patience,
         batch_size=settings.batch_size,
         class_weights=settings.class_weights,
-        view_policy=settings.train_views,
+        view_policy=settings.view_policy,
     )
 
 
@@ -112,7 +112,9 @@ def run_experiment(
     folder = dataset / RUNS_NAME / run_id
     if (folder / "run.json").is_file():
         try:
-            return Outcome(folder=folder, record=load_run(folder), reused=True)
+            known = Outcome(folder=folder, record=load_run(folder), reused=True)
+            (folder / "run.json").touch()  # The report takes the run that was asked for last.
+            return known
         except RunError:
             pass  # A damaged run is made again.
     started = time.perf_counter()

@@ -20,21 +20,24 @@ TRAIN_COLOUR, VAL_COLOUR, TEST_COLOUR = "#b5541c", "#1f5fa8", "#222222"
 """Told apart by those who see no red, and in grey."""
 
 
-def write_figures(row: Row, folder: Path, kind: Literal["png", "svg"] = "png") -> list[Path]:
+def write_figures(
+    row: Row, folder: Path, kind: Literal["png", "svg"] = "png", *, view_mean: bool = False
+) -> list[Path]:
     """Write the three pictures of a row's head and return their paths.
 
     Args:
         row: the row; the seed of its lowest val loss is drawn.
         folder: where the files go; it is made.
         kind: the files' format.
+        view_mean: matrix and ROC of the mean logit over the views instead of the clean view.
 
     Raises:
         RunError: the run's logits are damaged.
         WriteError: the folder cannot be written.
     """
-    figures = {"learning-curves": learning_curves(row), "confusion-matrix": confusion(row)}
+    figures = {"learning-curves": learning_curves(row), "confusion-matrix": confusion(row, view_mean=view_mean)}
     if len(row.run.classes) == 2:
-        figures["roc"] = roc(row)
+        figures["roc"] = roc(row, view_mean=view_mean)
     paths: list[Path] = []
     for name, figure in figures.items():
         buffer = io.BytesIO()
@@ -68,9 +71,9 @@ def learning_curves(row: Row) -> Figure:
     return figure
 
 
-def confusion(row: Row) -> Figure:
+def confusion(row: Row, *, view_mean: bool = False) -> Figure:
     """Images of test by true class and decision at threshold 0.5."""
-    counts = np.array(row.chosen.test.confusion_matrix)
+    counts = np.array((row.chosen.test_view_mean if view_mean else row.chosen.test).confusion_matrix)
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.imshow(counts, cmap="Blues", vmin=0)
@@ -84,17 +87,18 @@ def confusion(row: Row) -> Figure:
     return figure
 
 
-def roc(row: Row) -> Figure:
+def roc(row: Row, *, view_mean: bool = False) -> Figure:
     """Sensitivity against 1 - specificity of val and test."""
     head, positive = row.heads[row.best], row.run.positive
     figure = Figure(figsize=(4.8, 4.6), layout="constrained")
     axes = figure.subplots()
     for split, colour, style in (("val", VAL_COLOUR, "--"), ("test", TEST_COLOUR, "-")):
         loaded = load_logits(row.folder, "val" if split == "val" else "test")
+        logits = loaded.logits_view_mean if view_mean else loaded.logits
         truth = loaded.label == positive
         if truth.all() or not truth.any():
             continue
-        false_positive, true_positive, _ = roc_curve(truth, probabilities(loaded.logits[head])[:, positive])
+        false_positive, true_positive, _ = roc_curve(truth, probabilities(logits[head])[:, positive])
         area = auc(false_positive, true_positive)
         axes.plot(false_positive, true_positive, style, color=colour, label=f"{split}: AUC {area:.4f}")
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")

@@ -14,7 +14,7 @@ from typing import Any
 from featcache.errors import RunError
 from heads.config import HeadConfig
 from heads.metrics import Metrics
-from heads.runs import HeadRecord, RunRecord, load_run, run_folders
+from heads.runs import RUNS_NAME, HeadRecord, RunRecord, load_run, run_folders
 from heads.selection import Candidate, best_seed, select
 
 FIGURES = ("accuracy", "loss", "auc", "sensitivity", "specificity", "f1")
@@ -111,7 +111,8 @@ class Report:
 def build_report(dataset: Path, run_ids: Sequence[str] = ()) -> Report:
     """Read the runs of a data set and fold them into rows.
 
-    The newest run of a configuration counts where several hold it.
+    Where several runs hold a configuration, the one of the most seeds counts, and the newest of equals; on other
+    images, the newest.
 
     Args:
         dataset: ``cache/<dataset>``.
@@ -127,16 +128,22 @@ def build_report(dataset: Path, run_ids: Sequence[str] = ()) -> Report:
         raise RunError(f"no run {unknown[0]} in {dataset}; there are: {known}")
     chosen = [folder for folder in folders if not run_ids or folder.name in run_ids]
     if not chosen:
-        raise RunError(f"no runs in {dataset}: run 'cxr fit-head' first")
-    runs = sorted(((load_run(folder), folder) for folder in chosen), key=lambda pair: pair[0].created)
-    grouped: dict[tuple[Any, ...], tuple[RunRecord, Path, list[int]]] = {}
+        others = sorted(path.parent.name for path in dataset.parent.glob(f"*/{RUNS_NAME}"))
+        held = f" (there are runs of {', '.join(others)})" if others else ""
+        raise RunError(f"no runs in {dataset}: run 'cxr fit-head' first{held}")
+    # By when a run was last asked for: one that was read back is as new as one that was fitted.
+    chosen.sort(key=lambda folder: (folder / "run.json").stat().st_mtime_ns)
+    runs = [(load_run(folder), folder) for folder in chosen]
+    kept: dict[tuple[Any, ...], Row] = {}
     for run, folder in runs:
+        grouped: dict[tuple[Any, ...], list[int]] = {}
         for head, record in enumerate(run.heads):
-            key = _key(run, record)
-            if key not in grouped or grouped[key][0] is not run:
-                grouped[key] = (run, folder, [])
-            grouped[key][2].append(head)
-    rows = [_row(run, folder, heads) for run, folder, heads in grouped.values()]
+            grouped.setdefault(_key(run, record), []).append(head)
+        for key, heads in grouped.items():
+            row = _row(run, folder, heads)
+            if key not in kept or _supersedes(row, kept[key]):
+                kept[key] = row
+    rows = list(kept.values())
     rows.sort(key=lambda row: (row.run.split_rule, row.run.split_seed, row.chosen.backbone, row.chosen.fingerprint))
     rows = _named(rows)
     for group in {_split_of(row): None for row in rows}:
@@ -158,7 +165,11 @@ def spread(values: Sequence[float | None]) -> float | dict[str, float] | None:
 
 def _key(run: RunRecord, record: HeadRecord) -> tuple[Any, ...]:
     seedless = replace(record.config, seed=0)
-    return run.split_rule, run.split_seed, record.backbone, record.fingerprint, record.views, seedless
+    return run.split_rule, run.split_seed, run.positive, record.backbone, record.fingerprint, record.views, seedless
+
+
+def _supersedes(newer: Row, older: Row) -> bool:
+    return newer.run.images_sha256 != older.run.images_sha256 or len(newer.records) >= len(older.records)
 
 
 def _row(run: RunRecord, folder: Path, heads: Sequence[int]) -> Row:
@@ -187,6 +198,7 @@ def _named(rows: list[Row]) -> list[Row]:
         prints.setdefault(row.chosen.backbone, set()).add(row.chosen.fingerprint)
     short = {backbone: backbone.removeprefix("torchvision:").partition("@")[0] for backbone in prints}
     splits = {_split_of(row) for row in rows}
+    positives = {row.run.positive for row in rows}
     view_counts = {(row.chosen.fingerprint, row.chosen.views) for row in rows}
     named: list[Row] = []
     for row in rows:
@@ -205,6 +217,8 @@ def _named(rows: list[Row]) -> list[Row]:
         ]
         if len({count for fingerprint, count in view_counts if fingerprint == row.chosen.fingerprint}) > 1:
             extras.append(f"{row.chosen.views} view{'s' * (row.chosen.views > 1)}")
+        if len(positives) > 1:
+            extras.append(f"positive {row.run.classes[row.run.positive]}")
         if len(splits) > 1:
             extras.append(f"{row.run.split_rule} split" + (f" {row.run.split_seed}" if row.run.split_seed else ""))
         named.append(replace(row, name=", ".join([name, *extras])))
@@ -213,12 +227,11 @@ def _named(rows: list[Row]) -> list[Row]:
 
 def _warnings(rows: Sequence[Row]) -> list[str]:
     notes: list[str] = []
-    straddling = {row.run.run_id: row.run.straddling for row in rows if row.run.straddling}
-    if straddling:
-        notes.append(
-            f"{max(straddling.values())} patients have images in both train and val of the "
-            f"{next(row.run.split_rule for row in rows if row.run.straddling)} split: its val figures flatter"
-        )
+    straddling = {row.run.split_rule: row.run.straddling for row in rows if row.run.straddling}
+    notes += [
+        f"{patients} patients have images in both train and val of the {rule} split: its val figures flatter"
+        for rule, patients in straddling.items()
+    ]
     if len({_split_of(row) for row in rows}) > 1:
         notes.append("the rows stand on different splits: compare val figures within a split only")
     if len({row.run.images_sha256 for row in rows}) > 1:
@@ -241,6 +254,7 @@ def _row_json(row: Row) -> dict[str, Any]:
         "views": row.chosen.views,
         "split": row.run.split_rule,
         "split_seed": row.run.split_seed,
+        "positive": row.run.classes[row.run.positive],
         "seeds": len(row.records),
         "selected": row.selected,
         "n": row.run.n,

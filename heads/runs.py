@@ -166,7 +166,10 @@ def save_run(
     tensors = {f"{head}/{name}": array for head, state in enumerate(weights) for name, array in state.items()}
     if folder.exists():
         # Only a damaged or older run is ever written again; a whole one is found and returned before.
-        shutil.rmtree(folder)
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise atomic.explained(folder, None, error) from error
     with atomic.new_folder(folder) as temporary:
         (temporary / "run.json").write_bytes(_RECORD.dump_json(record, indent=1))
         (temporary / "weights.safetensors").write_bytes(save(tensors))

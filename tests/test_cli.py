@@ -416,15 +416,15 @@ def test_init_does_not_overwrite_unless_forced(tmp_path: Path) -> None:
 
 
 def test_phantoms_are_made_and_pass_the_check(tmp_path: Path) -> None:
-    made = done("data", "phantoms", "films", "--train", "6", "--test", "4", cwd=tmp_path)
+    made = done("data", "phantoms", "films", "--train", "8", "--test", "4", cwd=tmp_path)
     assert "synthetic" in made.out
     held = done("data", "check", "films", "--json", cwd=tmp_path).json
     assert {split: sum(counts.values()) for split, counts in held["counts"].items()} == {
-        "train": 6,
+        "train": 8,
         "val": 16,
         "test": 4,
     }
-    again = cxr("data", "phantoms", "films", "--train", "7", cwd=tmp_path)
+    again = cxr("data", "phantoms", "films", "--train", "9", cwd=tmp_path)
     assert "films" in again.error
 
 
@@ -446,8 +446,10 @@ def test_cache_list_names_each_store_with_its_state(work: Path) -> None:
     assert "no features.h5" in row["state"]
 
 
-def test_cache_list_of_another_data_set_is_empty(job: Job) -> None:
-    assert done("cache", "list", "--data", "elsewhere", "--json", cwd=job.folder).json == []
+@pytest.mark.parametrize("command", ["list", "verify"])
+def test_the_cache_of_a_data_set_that_it_does_not_hold_is_not_called_sound(job: Job, command: str) -> None:
+    message = cxr("cache", command, "--data", "elsewhere", cwd=job.folder).error
+    assert "has no stores of elsewhere; it holds films" in message
 
 
 def test_a_store_is_removed_by_the_name_that_list_gives(work: Path) -> None:
@@ -589,7 +591,7 @@ def test_a_store_that_lacks_images(work: Path) -> None:
 
 
 def test_more_views_than_were_extracted(job: Job) -> None:
-    assert "view 3" in cxr("fit-head", "--views", "4", cwd=job.folder).error
+    assert "has 2 views an image, wanted 4" in cxr("fit-head", "--views", "4", cwd=job.folder).error
 
 
 def test_settings_that_are_wrong(work: Path) -> None:
@@ -707,7 +709,7 @@ def test_an_interrupt_exits_130_says_that_work_is_kept_and_a_rerun_finishes(
     assert out == ""
     assert "Traceback" not in err
     last = err.rstrip("\n").splitlines()[-1]
-    assert last == "cxr: interrupted; what was finished is kept, run the same command again to go on"
+    assert last == "cxr: interrupted; finished parts and runs are kept, the same command again goes on from there"
     assert not list(tmp_path.rglob(".partial-*"))
     monkeypatch.syspath_prepend(tmp_path)
     held = done("extract", "--json", cwd=tmp_path).json

@@ -10,9 +10,7 @@ import pytest
 
 from featcache.atomic import TEMPORARY_PREFIX, WriteError, new_folder, write_bytes, write_text
 
-WAY_OUT = (
-    "free some space or name another place with --cache, then run the same command again: what was finished is kept"
-)
+WAY_OUT = "free some space or name another place, then run the same command again: what was finished is kept"
 
 
 @pytest.fixture
@@ -189,7 +187,7 @@ def test_a_folder_that_exists_is_kept_and_told_before_any_work(tmp_path: Path, *
     with pytest.raises(WriteError) as caught:
         fill(path, {}, lambda: worked.append(True))
     assert not worked
-    assert str(caught.value) == f"cannot write {path}: File exists; {WAY_OUT}"
+    assert str(caught.value) == f"cannot write {path}: File exists; name a place that is free and may be written to"
     assert list(tmp_path.iterdir()) == [path]
     assert [file.name for file in path.iterdir()] == ["precious"] * held
 

@@ -546,9 +546,15 @@ def test_an_own_network_may_give_vectors(write_module: Callable[[str], str]) -> 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("", "'{name}:net' cannot be made: module '{name}' has no attribute 'net'"),
-        ("import no_such_library", "'{name}:net' cannot be made: No module named 'no_such_library'"),
-        ("def net(depth): pass", "'{name}:net' cannot be made: net() missing 1 required positional argument: 'depth'"),
+        ("", "'{name}:net' cannot be made: AttributeError: module '{name}' has no attribute 'net'"),
+        (
+            "import no_such_library",
+            "'{name}:net' cannot be made: ModuleNotFoundError: No module named 'no_such_library'",
+        ),
+        (
+            "def net(depth): pass",
+            "'{name}:net' cannot be made: TypeError: net() missing 1 required positional argument: 'depth'",
+        ),
         ("def net(): return {}", "'{name}:net' made a dict, wanted a torch.nn.Module"),
         ("def net(): return nn.Unflatten(1, (1, 1, 3))", "{name}:net gives (1, 1, 1, 3, 224, 224), wanted a map"),
         ("def net(): return nn.Linear(7, 7)", "{name}:net cannot run on 224×224 pixels: "),
@@ -574,7 +580,10 @@ def test_an_own_network_that_cannot_serve_is_one_clear_message(
 
 
 def test_a_module_that_does_not_exist_is_named() -> None:
-    with pytest.raises(BackboneError, match="'no_such_module:net' cannot be made: No module named 'no_such_module'"):
+    with pytest.raises(
+        BackboneError,
+        match="'no_such_module:net' cannot be made: ModuleNotFoundError: No module named 'no_such_module'",
+    ):
         load_backbone("no_such_module:net")
 
 

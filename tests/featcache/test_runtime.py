@@ -155,8 +155,10 @@ def test_the_device_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_named_cuda_device_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("cuda:1") == "cuda:1"
+    with pytest.raises(BackboneError, match=r"no device 'cuda:2' on this machine"):
+        choose_device("cuda:2")
 
 
 @pytest.mark.parametrize(

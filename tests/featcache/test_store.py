@@ -210,8 +210,8 @@ def test_images_that_the_store_lacks_are_counted_with_the_way_out(store: Path) -
 
 def test_a_view_that_no_image_has_is_named(store: Path) -> None:
     opened = open_store(store)
-    assert f"has no features for 6 of 6 images in {store} (such as view 3)" in refused(lambda: opened.features(view=3))
-    assert "for 2 of 2 images" in refused(lambda: opened.views(IMAGES[:2], count=5))
+    assert f"{store} has 3 views an image, wanted 4: run 'cxr extract" in refused(lambda: opened.features(view=3))
+    assert "--views 5'" in refused(lambda: opened.views(IMAGES[:2], count=5))
 
 
 def test_images_that_lack_a_view_are_counted_and_are_nan_in_features_h5(store: Path) -> None:
@@ -486,7 +486,11 @@ def test_cache_list_tells_each_store_and_why_one_cannot_be_opened(store: Path) -
     assert (bad["store"], bad["images"]) == (str(broken), 0)
     assert "has parts but no features.h5" in bad["state"]
     assert [row["store"] for row in describe_stores(cache, "other")] == [str(broken)]
-    assert describe_stores(cache, "nothing") == []
+    assert (
+        refused(lambda: describe_stores(cache, "nothing")) == f"{cache} has no stores of nothing; it holds films, other"
+    )
+    (store / PARTS_NAME / open_store(store).part_names[0]).unlink()
+    assert "parts missing: run 'cxr extract' again" in describe_stores(cache)[0]["state"]
 
 
 def test_stores_of_a_data_set_are_listed_by_name(store: Path) -> None:

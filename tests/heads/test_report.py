@@ -92,13 +92,27 @@ def test_whatever_but_the_seed_differs_is_a_row_of_its_own(tmp_path: Path) -> No
 # ---- several runs
 
 
-def test_the_newest_run_of_a_configuration_counts(tmp_path: Path) -> None:
+def test_the_run_that_was_asked_for_last_counts(tmp_path: Path) -> None:
     saved(tmp_path, run(head(test=metrics(accuracy=0.2)), run_id="z", created="2025-03-01T00:00:00+00:00"))
-    saved(tmp_path, run(head(test=metrics(accuracy=0.3)), run_id="a", created="2025-03-02T00:00:00+00:00"))
     saved(tmp_path, run(head(test=metrics(accuracy=0.1)), run_id="b", created="2024-12-31T00:00:00+00:00"))
+    saved(tmp_path, run(head(test=metrics(accuracy=0.3)), run_id="a", created="2025-03-02T00:00:00+00:00"))
     (row,) = build_report(tmp_path).rows
     assert row.run.run_id == "a"
     assert row.figure("test", "accuracy") == [0.3]
+
+
+def test_a_later_run_of_fewer_seeds_hides_none(tmp_path: Path) -> None:
+    saved(tmp_path, run(*(head(replace(BASE, seed=seed)) for seed in range(3)), run_id="old"))
+    saved(tmp_path, run(head(), run_id="new"))
+    (row,) = build_report(tmp_path).rows
+    assert (len(row.records), row.run.run_id) == (3, "old")
+
+
+def test_runs_with_another_positive_class_are_rows_of_their_own(tmp_path: Path) -> None:
+    saved(tmp_path, run(head(), run_id="one"))
+    saved(tmp_path, run(head(), run_id="two", positive=0))
+    report = build_report(tmp_path)
+    assert sorted(row.name.rpartition("positive ")[2] for row in report.rows) == sorted(report.rows[0].run.classes)
 
 
 def test_seeds_of_different_runs_are_not_mixed(tmp_path: Path) -> None:
@@ -107,7 +121,7 @@ def test_seeds_of_different_runs_are_not_mixed(tmp_path: Path) -> None:
     saved(tmp_path, newer)
     report = build_report(tmp_path)
     assert [(row.config.l2, len(row.records), row.run.run_id) for row in report.rows] == [
-        (0, 1, "new"),
+        (0, 3, "old"),
         (0.1, 1, "new"),
     ]
 
