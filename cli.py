@@ -415,7 +415,7 @@ def main() -> None:
     typer exits 2 on wrong usage and 130 on Ctrl-C; of the latter we say what it means for the work.
     """
     # Before torch is loaded: OpenMP threads that wait without spinning train heads several times faster where other
-    # processes want the same cores, and no slower where none do (docs/log.md).
+    # processes want the same cores, and a quarter slower where none do (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
