@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from featcache.errors import CxrError, SettingsError, nearest
+from featcache.errors import CxrError, SettingsError, UsageError, nearest
 from featcache.settings import CONFIG_NAME, example_toml, load_settings
 
 if TYPE_CHECKING:
@@ -406,13 +406,13 @@ def _print_table(title: str, columns: Sequence[str], lines: Sequence[Sequence[st
 
 def _one_of(flag: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise SettingsError(f"{flag} is {value!r}, wanted {', '.join(known)}{nearest(value, known, 1)}")
+        raise UsageError(f"{flag} is {value!r}, wanted {', '.join(known)}{nearest(value, known, 1)}")
 
 
 def main() -> None:
-    """Run ``cxr``: a CxrError becomes one red line and exit 1; a bug keeps its traceback.
+    """Run ``cxr``: a CxrError becomes one red line and exit 1 (2 for wrong usage); a bug keeps its traceback.
 
-    typer exits 2 on wrong usage and 130 on Ctrl-C; of the latter we say what it means for the work.
+    typer too exits 2 on wrong usage, and 130 on Ctrl-C; of the latter we say what it means for the work.
     """
     # Before torch is loaded: OpenMP threads that wait without spinning train heads several times faster where other
     # processes want the same cores, and a quarter slower where none do (docs/log.md).
@@ -421,7 +421,7 @@ def main() -> None:
         app()
     except CxrError as error:
         err.print(f"cxr: {error}", style="red", markup=False)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:
             _note("cxr: interrupted; finished parts and runs are kept, the same command again goes on from there")

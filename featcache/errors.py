@@ -18,6 +18,10 @@ class SettingsError(CxrError):
     """A setting in ``cxr.toml``, the environment or a flag is unknown or of the wrong type."""
 
 
+class UsageError(SettingsError):
+    """A flag's value is wrong: wrong usage, as an unknown flag is."""
+
+
 class DataError(CxrError):
     """The images, their folders or their table are not what the command needs."""
 

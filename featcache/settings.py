@@ -22,7 +22,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from featcache.errors import SettingsError, nearest
+from featcache.errors import SettingsError, UsageError, nearest
 from featcache.spec import Precision, Runtime
 from featcache.splits import SplitRule
 
@@ -131,13 +131,12 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
+        said = f"{first['input']!r}: {first['msg'].lower()}"
         if key in given:
-            source = f"--{key.replace('_', '-')}"
-        elif f"{PREFIX}{key.upper()}" in os.environ:
-            source = f"{PREFIX}{key.upper()}"
-        else:
-            source = f"{path}: {key}"
-        raise SettingsError(f"{source} is {first['input']!r}: {first['msg'].lower()}") from error
+            raise UsageError(f"--{key.replace('_', '-')} is {said}") from error
+        variable = f"{PREFIX}{key.upper()}"
+        source = variable if variable in os.environ else f"{path}: {key}"
+        raise SettingsError(f"{source} is {said}") from error
 
 
 def example_toml(values: Mapping[str, Any] | None = None) -> str:

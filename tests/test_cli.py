@@ -57,8 +57,12 @@ class Result:
     @property
     def error(self) -> str:
         """The one line of a command that failed with a CxrError."""
+        return self.line_of_exit(1)
+
+    def line_of_exit(self, code: int) -> str:
+        """The one line of a command that left with this code."""
         *notes, last = self.err.rstrip("\n").splitlines()
-        assert self.code == 1
+        assert self.code == code
         assert self.out == ""
         assert last.startswith("cxr: ")
         assert not any(note.startswith("cxr: ") for note in notes)
@@ -383,8 +387,9 @@ def test_figures_are_written_where_asked_and_told_on_stderr(job: Job, tmp_path: 
 
 
 def test_an_unknown_form_is_refused_with_the_nearest(job: Job) -> None:
-    assert "--format is 'markdwon', wanted table" in cxr("report", "--format", "markdwon", cwd=job.folder).error
-    message = cxr("report", "--figure-format", "jpg", cwd=job.folder).error
+    told = cxr("report", "--format", "markdwon", cwd=job.folder).line_of_exit(2)
+    assert "--format is 'markdwon', wanted table" in told
+    message = cxr("report", "--figure-format", "jpg", cwd=job.folder).line_of_exit(2)
     assert "png" in message
     assert "svg" in message
 
@@ -599,7 +604,8 @@ def test_settings_that_are_wrong(work: Path) -> None:
         file.write("image_sise = 224\n")
     assert "unknown key 'image_sise'; did you mean image_size?" in cxr("report", cwd=work).error
     assert "CXR_EPOCH; did you mean CXR_EPOCHS?" in cxr("report", cwd=work.parent, CXR_EPOCH="3").error
-    assert "--split is 'patients'" in cxr("fit-head", "--split", "patients", cwd=work.parent).error
+    assert "--split is 'patients'" in cxr("fit-head", "--split", "patients", cwd=work.parent).line_of_exit(2)
+    assert "--l2 is -1.0" in cxr("fit-head", "--l2", "-1", cwd=work.parent).line_of_exit(2)
 
 
 def test_no_runs_to_report(work: Path) -> None:

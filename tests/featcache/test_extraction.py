@@ -687,7 +687,7 @@ def test_a_full_disk_is_one_clear_message_and_the_run_goes_on_when_there_is_spac
         run(films, small_disk / "cache", tiny, views=3, part_images=2)
     message = str(caught.value)
     assert message.startswith(f"cannot write {store / PARTS_NAME}/part-")
-    assert "MiB): No space left on device; free some space or name another place with --cache, " in message
+    assert "MiB): No space left on device; free some space or name another place, " in message
     assert message.endswith("then run the same command again: what was finished is kept")
     finished = parts_of(store)
     assert 0 < len(finished) < 10
