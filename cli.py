@@ -42,13 +42,13 @@ INTERRUPTED = 130
 
 Data = Annotated[Path | None, typer.Option("--data", help="The data set's folder.", show_default=False)]
 TableFile = Annotated[Path | None, typer.Option("--table", help="CSV path,label[,patient_id,split].")]
-Cache = Annotated[Path | None, typer.Option("--cache", help="Where stores and runs lie [default: cache].")]
-Config = Annotated[Path | None, typer.Option("--config", help=f"Settings file [default: ./{CONFIG_NAME}].")]
+Cache = Annotated[Path | None, typer.Option("--cache", help="Where stores and runs lie (default: cache).")]
+Config = Annotated[Path | None, typer.Option("--config", help=f"Settings file (default: ./{CONFIG_NAME}).")]
 Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable result on stdout.")]
 Backbones = Annotated[list[str] | None, typer.Option("--backbone", "-b", help="Frozen network; repeat for several.")]
 Views = Annotated[int | None, typer.Option("--views", help="Views an image, the clean one included.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Positive = Annotated[str | None, typer.Option("--positive", help="The positive class [default: the second].")]
+Positive = Annotated[str | None, typer.Option("--positive", help="The positive class (default: the second).")]
 
 
 class Tell(Protocol):
@@ -143,7 +143,7 @@ def extract(
     table: TableFile = None,
     cache: Cache = None,
     views: Views = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels [default: as the weights were trained].")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels (default: as the weights were trained).")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images the network sees at once.")] = None,
     device: Device = None,
     runtime: Annotated[str | None, typer.Option(help="auto, torch or openvino.")] = None,
@@ -154,8 +154,8 @@ def extract(
 ) -> None:
     """Run frozen backbones over the images and keep the features; computes only what is missing.
 
-    A backbone is a timm name (resnet50), torchvision:NAME, or your own module.path:callable; timm options follow an @
-    (mobilenetv2_100@pad_type=same).
+    A backbone is a timm name (resnet50), torchvision:NAME, or your own module.path:callable; options of timm's follow
+    an @, as in mobilenetv2_100@pad_type=same.
     """
     flags: dict[str, Any] = {
         "backbone": backbone,
