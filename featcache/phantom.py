@@ -132,14 +132,7 @@ def _draw_all(folder: Path, plan: Iterator[tuple[str, int, int]], size: int, ask
 def _plan(train: int, val: int, test: int, share: float, seed: int) -> Iterator[tuple[str, int, int]]:
     """Give (image_id, image seed, patient seed), named as the real set is: test numbers its persons anew."""
     a, b, c = round(train * share), round(val * 0.5), round(test * 0.625)
-    folders = (
-        "train/NORMAL",
-        "train/PNEUMONIA",
-        "val/NORMAL",
-        "val/PNEUMONIA",
-        "test/NORMAL",
-        "test/PNEUMONIA",
-    )
+    folders = [f"{split}/{label}" for split in ("train", "val", "test") for label in ("NORMAL", "PNEUMONIA")]
     counts, starts = (train - a, a, val - b, b, test - c, c), (115, 1, 1427, 1946, 1, 1)
     for place, (folder, wanted, start) in enumerate(zip(folders, counts, starts, strict=True)):
         first, image, person = (6 * seed + place) * 1_000_000, 0, start  # a million seeds a folder

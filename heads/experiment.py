@@ -294,9 +294,5 @@ def _images_sha256(images: ImageTable) -> str:
 
 def _provenance() -> dict[str, str]:
     packages = {name: version(name) for name in ("cxr", "torch", "numpy", "scikit-learn", "h5py")}
-    return {
-        **packages,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": str(os.cpu_count()),
-    }
+    here = {"python": platform.python_version(), "machine": platform.machine()}
+    return {**packages, **here, "cores": str(os.cpu_count())}
