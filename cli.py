@@ -144,7 +144,9 @@ def extract(
     cache: Cache = None,
     views: Views = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels (default: as the weights were trained).")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images the network sees at once.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--extract-batch-size", help="Images the network sees at once.")
+    ] = None,
     device: Device = None,
     runtime: Annotated[str | None, typer.Option(help="auto, torch or openvino.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,

@@ -71,7 +71,7 @@ class FeatureStore:
         row_of = {image_id: row for row, image_id in enumerate(self.image_table.image_id)}
         missing = [image_id for image_id in image_ids if image_id not in row_of]
         if missing:
-            raise self._without(len(missing), len(image_ids), missing[0])
+            raise self.lacking(len(missing), len(image_ids), missing[0])
         return np.array([row_of[image_id] for image_id in image_ids], np.int64)
 
     def _read(self, rows: NDArray[np.int64], views: list[int]) -> FeatureArray:
@@ -86,7 +86,7 @@ class FeatureStore:
         part = self.part[np.ix_(rows, np.array(views))]
         lacking = (part < 0).any(axis=1)
         if lacking.any():
-            raise self._without(int(lacking.sum()), len(rows), str(self.image_table.image_id[rows[np.argmax(lacking)]]))
+            raise self.lacking(int(lacking.sum()), len(rows), str(self.image_table.image_id[rows[np.argmax(lacking)]]))
         digests = self.image_table.sha256[rows]
         result: FeatureArray | None = None
         for number in np.unique(part).tolist():
@@ -111,10 +111,11 @@ class FeatureStore:
         assert result is not None, "at least one row of a part is wanted"
         return result
 
-    def _without(self, missing: int, wanted: int, example: str) -> StoreError:
+    def lacking(self, missing: int, wanted: int, example: str, against: str = "") -> StoreError:
+        """The error that says how many images the store has no features for, and the way out."""
         return StoreError(
             f"{self.spec.backbone} has no features for {missing} of {wanted} images in {self.path} (such as "
-            f"{example}): run 'cxr extract --backbone {self.spec.backbone}' again"
+            f"{example}){against}: run 'cxr extract --backbone {self.spec.backbone}' again"
         )
 
 

@@ -243,10 +243,7 @@ def _require_images(store: FeatureStore, images: ImageTable, first: FeatureStore
     missing = [image_id for image_id, digest in wanted if known.get(image_id) != digest]
     if missing:
         against = "" if store is first else f", unlike {first.path}"
-        raise StoreError(
-            f"{store.spec.backbone} has no features for {len(missing)} of {len(images)} images in {store.path} (such "
-            f"as {missing[0]}){against}: run 'cxr extract --backbone {store.spec.backbone}' again"
-        )
+        raise store.lacking(len(missing), len(images), missing[0], against)
 
 
 def _require_classes(images: ImageTable, divided: Split) -> None:
