@@ -4,7 +4,7 @@ BIN := .venv/bin
 PHANTOMS := cache/demo/phantoms
 DATA ?= $(PHANTOMS)
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format bench-scale clean
 
 demo: .venv/installed  ## the whole main job, on synthetic phantoms or on DATA=/path/to/chest_xray
 ifeq ($(DATA),$(PHANTOMS))
@@ -26,6 +26,9 @@ check: .venv/installed  ## what CI checks besides the tests
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-scale: .venv/installed  ## a million images: planning, opening, reading; writes its section of docs/benchmarks.md
+	$(BIN)/python -m bench.scale --write
 
 clean:  ## remove the environment and the demo's images; feature stores and runs stay
 	rm -rf .venv $(PHANTOMS)

@@ -7,6 +7,7 @@ Results go to stdout, progress and notes to stderr. Libraries are imported insid
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from featcache.errors import CxrError, SettingsError, UsageError, nearest
 from featcache.settings import CONFIG_NAME, example_toml, load_settings
@@ -39,13 +41,15 @@ app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
 
 INTERRUPTED = 130
+COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 Data = Annotated[Path | None, typer.Option("--data", help="The data set's folder.", show_default=False)]
-TableFile = Annotated[Path | None, typer.Option("--table", help="CSV path,label[,patient_id,split].")]
+TableFile = Annotated[Path | None, typer.Option("--table", help="CSV path,label[,patient_id,split,sha256,…].")]
 Cache = Annotated[Path | None, typer.Option("--cache", help="Where stores and runs lie (default: cache).")]
 Config = Annotated[Path | None, typer.Option("--config", help=f"Settings file (default: ./{CONFIG_NAME}).")]
 Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable result on stdout.")]
 Backbones = Annotated[list[str] | None, typer.Option("--backbone", "-b", help="Frozen network; repeat for several.")]
+Weights = Annotated[list[str] | None, typer.Option("--weights", help="A file, random or pretrained, one a backbone.")]
 Views = Annotated[int | None, typer.Option("--views", help="Views an image, the clean one included.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Positive = Annotated[str | None, typer.Option("--positive", help="The positive class (default: the second).")]
@@ -100,6 +104,40 @@ def init(
     _show(as_json, {"file": str(path)}, [f"wrote {path}: every setting and its default, to be uncommented and changed"])
 
 
+@app.command()
+def doctor(
+    backbone: Backbones = None,
+    weights: Weights = None,
+    data: Data = None,
+    table: TableFile = None,
+    cache: Cache = None,
+    views: Views = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Try what the other commands stand on, and say the way out of what fails; exits 1 then.
+
+    Interpreter, torch, devices, decoders, data set, weights, cache, locks, free space; nothing is left behind.
+    """
+    flags = {"backbone": backbone, "weights": weights, "data": data, "table": table, "cache": cache, "views": views}
+    settings = load_settings(flags, config)
+    from featcache.doctor import examine
+
+    findings = []
+    for finding in examine(settings):
+        findings.append(finding)
+        if not as_json:
+            words = Text(finding.in_words())
+            words.stylize(COLOURS[finding.state], 0, len(finding.state))
+            out.print(words)
+    if as_json:
+        _print_json([dataclasses.asdict(finding) for finding in findings])
+    failed = [finding.checked for finding in findings if finding.state == "failed"]
+    if failed:
+        names = ", ".join(dict.fromkeys(failed))
+        raise CxrError(f"{len(failed)} of {len(findings)} checks failed ({names}); each says what to do")
+
+
 @data_app.command("check")
 def data_check(
     folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="The data set's folder.")] = None,
@@ -117,6 +155,29 @@ def data_check(
     with _bar("reading") as tell:
         summary = summarise(scan_images(settings, whole=True, on_image=tell))
     _show(as_json, summary, summary_lines(summary))
+
+
+@data_app.command("table")
+def data_table(
+    file: Annotated[Path, typer.Option("--out", metavar="FILE", help="CSV to write.", show_default=False)],
+    data: Data = None,
+    table: TableFile = None,
+    cache: Cache = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Hash every image once and write the image table, so that no other command has to; for --table."""
+    from featcache.images import write_csv
+    from featcache.workspace import data_root, hashed_table
+
+    settings = load_settings({"data": data, "table": table, "cache": cache}, config)
+    with _bar("hashing") as tell:
+        images, unreadable = hashed_table(settings, on_image=tell)
+    write_csv(file, images)
+    _note_quarantined(unreadable, "without a hash")
+    result = {"file": str(file), "images": len(images), "quarantined": list(map(dataclasses.asdict, unreadable))}
+    use = f"--data {data_root(settings)} --table {file}"
+    _show(as_json, result, [f"{len(images) - len(unreadable)} of {len(images)} images hashed in {file}: use {use}"])
 
 
 @data_app.command("phantoms")
@@ -138,7 +199,7 @@ def data_phantoms(
 @app.command()
 def extract(
     backbone: Backbones = None,
-    weights: Annotated[list[str] | None, typer.Option(help="A file, 'random' or 'pretrained', one a backbone.")] = None,
+    weights: Weights = None,
     data: Data = None,
     table: TableFile = None,
     cache: Cache = None,
@@ -148,9 +209,17 @@ def extract(
         int | None, typer.Option("--extract-batch-size", help="Images the network sees at once.")
     ] = None,
     device: Device = None,
+    devices: Annotated[str | None, typer.Option(help="A process on each: cuda:0,cuda:1 or all.")] = None,
+    worker: Annotated[
+        str | None, typer.Option(metavar="I/N", help="The I-th of N shares (default: as SLURM or torchrun says).")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="local, or ray for a cluster.")] = None,
+    ray_gpus: Annotated[float | None, typer.Option(help="GPUs that Ray gives a task.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that decode and compute (default: a core each).")] = None,
     runtime: Annotated[str | None, typer.Option(help="auto, torch or openvino.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     strict: Annotated[bool | None, typer.Option("--strict", help="An unreadable image is an error.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and how long it takes.")] = False,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -168,28 +237,36 @@ def extract(
         "views": views,
     }
     flags |= {"image_size": image_size, "extract_batch_size": batch_size, "device": device, "runtime": runtime}
+    flags |= {"devices": devices, "worker": worker, "engine": engine, "ray_gpus": ray_gpus, "threads": threads}
     settings = load_settings({**flags, "precision": precision, "strict": strict}, config)
+    from featcache import workspace
+    from featcache.estimate import estimate
     from featcache.extraction import extract as run
-    from featcache.workspace import compute_of, data_root, dataset_folder, image_table, load_backbones, scan_images
 
-    image_table(settings)  # Says what is wrong with the folder before weights are fetched.
-    backbones = load_backbones(settings)
+    workspace.image_table(settings)  # Says what is wrong with the folder before weights are fetched.
+    share, note = workspace.share_of(settings)
+    if note:
+        _note(note)
+    backbones = workspace.load_backbones(settings)
     with _bar("hashing") as tell:
-        scanned = scan_images(settings, on_image=tell)
+        scanned = workspace.scan_images(settings, on_image=tell)
+    what = (scanned, workspace.data_root(settings), workspace.dataset_folder(settings), backbones)
+    how: dict[str, Any] = {"views": settings.views, "recipe_seed": settings.view_seed, "share": share}
+    how["compute"] = workspace.compute_of(settings)
+    if dry_run:
+        expected = estimate(*what, **how)
+        _show(as_json, expected.to_json(), expected.in_words())
+        return
     with _bar("extracting") as tell:
         summaries = run(
-            scanned,
-            data_root(settings),
-            dataset_folder(settings),
-            backbones,
-            views=settings.views,
-            recipe_seed=settings.view_seed,
-            compute=compute_of(settings),
+            *what,
+            **how,
             strict=settings.strict,
             on_progress=lambda now: tell(now.images_done, now.images_total, now.remark),
+            engine=workspace.engine_of(settings, backbones),
         )
-    for line in (line for summary in summaries for line in summary.replaced):
-        _note(f"made again: {line}")
+    for line in summaries[0].notes:
+        _note(line)
     _note_quarantined(summaries[0].quarantined)
     results = [summary.to_json() for summary in summaries]
     _show(as_json, results if len(results) > 1 else results[0], [summary.in_words() for summary in summaries])
@@ -322,23 +399,41 @@ def cache_verify(
     cache: Cache = None,
     config: Config = None,
     remove_damaged: Annotated[bool, typer.Option("--remove-damaged", help="Delete what is damaged.")] = False,
+    recompute: Annotated[
+        int, typer.Option("--recompute", metavar="K", min=0, help="Compute K random rows of each store again.")
+    ] = 0,
+    backbone: Backbones = None,
+    weights: Weights = None,
     as_json: Json = False,
 ) -> None:
-    """Read every byte of every store and compare checksums; exits 1 where something is damaged."""
+    """Read every byte of every store and compare checksums; exits 1 where something is damaged.
+
+    With --recompute also some rows are computed again from their images: of the stores of the data set, or of the
+    named backbones, with --weights for those whose weights were a file.
+    """
     from featcache.errors import StoreError
     from featcache.store import dataset_folders, store_folders, verify_store
 
-    settings = load_settings({"data": data, "cache": cache}, config)
+    settings = load_settings({"data": data, "cache": cache, "backbone": backbone, "weights": weights}, config)
     datasets = dataset_folders(settings.cache, settings.data.resolve().name if settings.data else None)
     stores = [store for dataset in datasets for store in store_folders(dataset)]
     problems = {str(store): verify_store(store, remove_damaged=remove_damaged) for store in stores}
-    state = {store: f"{len(found)} damaged" if found else "sound" for store, found in problems.items()}
-    _show(as_json, problems, [f"{store}: {word}" for store, word in state.items()])
     damage = [line for found in problems.values() for line in found]
+    lines = [f"{store}: {f'{len(found)} damaged' if found else 'sound'}" for store, found in problems.items()]
+    again: list[Any] = []
+    if recompute and not damage:
+        from featcache.workspace import recompute_stores
+
+        with _bar("computing") as tell:
+            again = recompute_stores(settings, backbone or (), recompute, tell)
+        lines += [found.in_words() for found in again]
+        damage = [line for found in again for line in found.wrong]
+    result = {"damaged": problems, "recomputed": [dataclasses.asdict(found) for found in again]}
+    _show(as_json, result if recompute else problems, lines)
     for line in damage:
         _note(line)
     if damage and not remove_damaged:
-        raise StoreError(f"{len(damage)} of the cache's files are damaged or missing; see above")
+        raise StoreError(f"{len(damage)} of the cache's files or rows are damaged, missing or wrong; see above")
 
 
 @cache_app.command("remove")
@@ -376,11 +471,11 @@ def _note(line: str) -> None:
     err.print(line, style="yellow", markup=False)
 
 
-def _note_quarantined(rows: Sequence[Quarantined]) -> None:
+def _note_quarantined(rows: Sequence[Quarantined], what: str = "left out") -> None:
     for row in rows[:10]:
-        _note(f"left out: {row.image_id}: {row.reason}")
+        _note(f"{what}: {row.image_id}: {row.reason}")
     if len(rows) > 10:
-        _note(f"left out: {len(rows) - 10} more; 'cxr data check' lists them all")
+        _note(f"{what}: {len(rows) - 10} more; 'cxr data check' lists them all")
 
 
 def _show(as_json: bool, value: object, lines: Sequence[str]) -> None:

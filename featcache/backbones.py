@@ -25,6 +25,7 @@ from torch import nn
 from featcache import weights as weight_files
 from featcache.errors import BackboneError, nearest
 from featcache.networks import PooledNetwork, Preprocessing, TorchvisionFeatures
+from featcache.work import Source
 
 SHORT_NAMES = {
     # The weights nearest to those that Keras ships, which the study used.
@@ -51,6 +52,7 @@ class Backbone:
         preprocessing: what happens before the pixels reach it.
         weights_sha256: hash of all weights.
         dim: D.
+        source: how another process loads it again.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Backbone:
     preprocessing: Preprocessing
     weights_sha256: str
     dim: int
+    source: Source
 
 
 def load_backbone(name: str, weights: str | None = None, image_size: int | None = None) -> Backbone:
@@ -100,6 +103,7 @@ def load_backbone(name: str, weights: str | None = None, image_size: int | None 
         preprocessing=preprocessing,
         weights_sha256=digest,
         dim=_dim(network, preprocessing, spelled),
+        source=Source(name=name, weights=weights, image_size=image_size),
     )
 
 

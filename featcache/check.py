@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from featcache.decode import UnreadableImageError, decode, oversize_is_an_error, read_header
-from featcache.images import SPLIT_FOLDERS, ImageTable, strings
+from featcache.folders import SPLIT_FOLDERS
+from featcache.images import ImageTable
+
+FILES_A_TASK = 16
+"""To hand a small file to another thread costs more than to read it."""
+
+READ_AHEAD = 8
+"""Tasks that may be under way: enough to keep the threads at work, and a bound on memory."""
+
+NOT_THE_TABLES = "its SHA-256 is not the one in the table: make the table anew with 'cxr data table'"
 
 MAX_FILE_BYTES = 512 * 2**20
 """No radiograph is larger; reading stops there, so that a hostile file cannot fill the memory."""
@@ -51,7 +62,7 @@ def read_file(root: Path, image_id: str) -> bytes:
     """
     path = root / image_id
     try:
-        if not path.resolve().is_relative_to(root.resolve()):
+        if not _lies_within(root, path):
             raise UnreadableImageError("the link leads outside the data folder")
         if not path.is_file():
             raise UnreadableImageError("no such file" if not path.exists() else "not a plain file")
@@ -66,6 +77,19 @@ def read_file(root: Path, image_id: str) -> bytes:
         raise UnreadableImageError("cannot be read: the link leads back to itself") from error
 
 
+def _lies_within(root: Path, path: Path) -> bool:
+    """Whether a file lies below ``root``, all links followed."""
+    if path.is_symlink():
+        return path.resolve().is_relative_to(root.resolve())
+    return _folder_lies_within(root, path.parent)
+
+
+@functools.lru_cache(4096)
+def _folder_lies_within(root: Path, folder: Path) -> bool:
+    """The same for a folder, whose files are many: to follow the links of a path costs more than to decode it."""
+    return folder.resolve().is_relative_to(root.resolve())
+
+
 def scan(
     table: ImageTable,
     root: Path,
@@ -74,30 +98,52 @@ def scan(
     threads: int = 2,
     on_image: Callable[[int], None] | None = None,
 ) -> Scan:
-    """Hash every image and read its size.
+    """Hash every image and read its size; those whose hash the table gives are not opened.
+
+    A hash that was given and is wrong is found by ``whole``, and by the extraction when it computes the image.
 
     Args:
         table: the images to read.
         root: the folder that ``image_id`` is relative to.
-        whole: decode each image too, which also finds the truncated ones.
+        whole: open and decode each image, which also finds the truncated ones, and those of another hash than the
+            table's.
         threads: how many files are read at once.
-        on_image: called with the number of images done.
+        on_image: called with the number of images done, those with a hash included, after each that was read.
     """
-    sha256, reasons, oddities = [""] * len(table), [""] * len(table), [""] * len(table)
-    size = np.zeros((len(table), 2), np.int32)
+    unread = np.arange(len(table)) if whole else np.flatnonzero(table.sha256 == "")
+    sha256, width, height = table.sha256.copy(), table.width.copy(), table.height.copy()
+    reasons: dict[int, str] = {}
+    oddities: dict[int, str] = {}
+    done = len(table) - len(unread)
     with oversize_is_an_error(), ThreadPoolExecutor(threads) as pool:
-        facts = pool.map(lambda image_id: _facts(root, image_id, whole), table.image_id, chunksize=1)
-        for row, (digest, width, height, odd, reason) in enumerate(facts):
-            sha256[row], size[row], oddities[row], reasons[row] = digest, (width, height), odd, reason
+        for row, facts in zip(unread.tolist(), _in_order(pool, root, table.image_id[unread], whole), strict=True):
+            digest, width[row], height[row], odd, reason = facts
+            if digest and sha256[row] and digest != sha256[row]:
+                reason = NOT_THE_TABLES
+            sha256[row] = digest
+            reasons |= {row: reason} if reason else {}
+            oddities |= {row: odd} if odd and not reason else {}
+            done += 1
             if on_image is not None:
-                on_image(row + 1)
-    full = dataclasses.replace(table, sha256=strings(sha256), width=size[:, 0], height=size[:, 1])
-    good = np.array([not reason for reason in reasons], bool)
-    return Scan(
-        table=full.take(good),
-        quarantined=tuple(_listed(table, reasons)),
-        odd=tuple(_listed(table, oddities)),
-    )
+                on_image(done)
+    full = dataclasses.replace(table, sha256=sha256, width=width, height=height)
+    good = np.ones(len(table), bool)
+    good[list(reasons)] = False
+    return Scan(table=full.take(good), quarantined=_listed(table, reasons), odd=_listed(table, oddities))
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, root: Path, image_ids: Iterable[str], whole: bool
+) -> Iterator[tuple[str, int, int, str, str]]:
+    """The facts of each file, in order; few are under way, so that the memory does not grow with their number."""
+    under_way: deque[Future[list[tuple[str, int, int, str, str]]]] = deque()
+    names = iter(image_ids)
+    while some := list(itertools.islice(names, FILES_A_TASK)):
+        under_way.append(pool.submit(lambda some: [_facts(root, image_id, whole) for image_id in some], some))
+        if len(under_way) >= READ_AHEAD:
+            yield from under_way.popleft().result()
+    while under_way:
+        yield from under_way.popleft().result()
 
 
 def _facts(root: Path, image_id: str, whole: bool) -> tuple[str, int, int, str, str]:
@@ -115,12 +161,8 @@ def _facts(root: Path, image_id: str, whole: bool) -> tuple[str, int, int, str, 
     return hashlib.sha256(data).hexdigest(), header.width, header.height, ", ".join(odd), ""
 
 
-def _listed(table: ImageTable, notes: list[str]) -> Iterator[Quarantined]:
-    return (
-        Quarantined(image_id=image_id, reason=note)
-        for image_id, note in zip(table.image_id, notes, strict=True)
-        if note
-    )
+def _listed(table: ImageTable, notes: dict[int, str]) -> tuple[Quarantined, ...]:
+    return tuple(Quarantined(image_id=table.image_id[row], reason=note) for row, note in notes.items())
 
 
 def summarise(scanned: Scan) -> dict[str, Any]:
@@ -142,6 +184,7 @@ def summarise(scanned: Scan) -> dict[str, Any]:
     fit = table.counts("train") if "train" in splits else table.counts("")
     present = [count for count in fit if count]
     groups = duplicates(table)
+    folder_of = dict(zip(table.image_id, table.split, strict=True))
     return {
         "images": len(table),
         "classes": list(table.classes),
@@ -153,7 +196,7 @@ def summarise(scanned: Scan) -> dict[str, Any]:
         "coincident_names": sum({"train", "test"} <= series for series in names.values()),
         "duplicate_groups": len(groups),
         "duplicates": groups,
-        "duplicates_across_splits": sum(len(set(_folder_of(table, group))) > 1 for group in groups),
+        "duplicates_across_splits": sum(len({folder_of[name] for name in group}) > 1 for group in groups),
         "sizes": _sizes(table),
         "quarantined": [dataclasses.asdict(row) for row in scanned.quarantined],
         "odd": [dataclasses.asdict(row) for row in scanned.odd],
@@ -204,11 +247,6 @@ def duplicates(table: ImageTable) -> list[list[str]]:
     for image_id, digest in zip(table.image_id, table.sha256, strict=True):
         groups[digest].append(image_id)
     return [group for group in groups.values() if len(group) > 1]
-
-
-def _folder_of(table: ImageTable, group: list[str]) -> list[str]:
-    split = dict(zip(table.image_id, table.split, strict=True))
-    return [split[image_id] for image_id in group]
 
 
 def _sizes(table: ImageTable) -> dict[str, Any]:

@@ -34,6 +34,10 @@ class StoreError(CxrError):
     """A feature store is missing, damaged, or holds something else than what was asked for."""
 
 
+class EngineError(CxrError):
+    """A process that computed features died again and again, or could not be started."""
+
+
 class RunError(CxrError):
     """A run is missing, damaged, or cannot be made from the data given."""
 

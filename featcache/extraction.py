@@ -1,37 +1,33 @@
 """The pass: decode once → every backbone, every view → parts.
 
-The unit of work is a part: the same few hundred images of the table, in table order, for all backbones. What is
+The unit of work is a chunk: the same few hundred images of the table, in table order, for all backbones. What is
 already in a store is looked up by content and not made again, so resuming after a kill, adding images, asking for
-more views and renaming files are one mechanism.
+more views and renaming files are one mechanism. This module says what is to be made and what came of it; an engine
+(``engines``) has it made.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featcache.backbones import Backbone
 from featcache.check import Quarantined, Scan
+from featcache.engines import Engine, InProcess
 from featcache.errors import DataError
-from featcache.index import PARTS_NAME, write_index
-from featcache.loading import ImageViews, load_ahead
-from featcache.parts import PartHeader, write_part
-from featcache.planning import Job, chunks_of, plan
+from featcache.index import exclusive, write_index
+from featcache.parts import PartHeader
+from featcache.planning import Job, chunks_of, first_missing, plan
 from featcache.progress import Clock, Progress
-from featcache.runtime import (
-    Compute,
-    Forward,
-    choose_device,
-    compile_forward,
-)
-from featcache.spec import FeatureSpec
+from featcache.runtime import Compute, choose_device
+from featcache.sharing import Share, read_unreadable, write_unreadable
 from featcache.store import part_headers
+from featcache.work import Chunk, Setting
 
 PART_IMAGES = 256
 """Images a part: some seconds of work, so that little is lost in a kill, and few enough files."""
@@ -48,12 +44,14 @@ class Summary:
         images: images of the data set that the store now has.
         extracted: images of which something was computed now.
         reused: images of which everything was there.
+        lacking: images that are other workers' and not there yet.
         quarantined: images that could not be used, with the reason.
         views: views an image.
         seconds: the whole pass, all backbones.
-        images_per_second: images a second of which something was computed.
+        images_per_second: the pass's rate since its first images were done: networks are loaded and compiled before.
         limited_by: what the pass waited for.
-        replaced: parts that were damaged or of another spec, and have been made again.
+        notes: what the user should be told: parts that were damaged and have been made again, processes that died,
+            batches that memory did not suffice for.
     """
 
     backbone: str
@@ -62,23 +60,25 @@ class Summary:
     images: int
     extracted: int
     reused: int
+    lacking: int
     quarantined: tuple[Quarantined, ...]
     views: int
     seconds: float
     images_per_second: float
     limited_by: str
-    replaced: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The stable form that ``cxr extract --json`` prints."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key != "replaced"}
+        return dataclasses.asdict(self)
 
     def in_words(self) -> str:
         """The same, as a sentence."""
         how = f", {self.images_per_second:.1f} img/s, limited by {self.limited_by}" if self.extracted else ""
+        left = f"; {self.lacking} are other workers' and not there yet" if self.lacking else ""
         return (
             f"{self.backbone}: {self.images} images × {self.views} views in {self.store} "
-            f"({self.extracted} computed, {self.reused} reused{how})"
+            f"({self.extracted} computed, {self.reused} reused{how}){left}"
         )
 
 
@@ -94,6 +94,8 @@ def extract(
     part_images: int = PART_IMAGES,
     strict: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    engine: Engine | None = None,
+    share: Share | None = None,
 ) -> list[Summary]:
     """Bring the stores of some backbones up to date with a data set, computing what is missing and nothing else.
 
@@ -107,39 +109,42 @@ def extract(
         compute: device, runtime, precision, batch size, threads.
         part_images: images a part.
         strict: an image that cannot be used is an error instead of a row in the summary.
-        on_progress: called after each image.
+        on_progress: called after each image, or now and then where other processes compute.
+        engine: where the parts are made; in this process when None.
+        share: which of the chunks are this process's; all when None.
 
     Raises:
         DataError: no image can be read, or, when ``strict``, one cannot.
         StoreError: a part that cannot be used cannot be moved aside either.
         WriteError: the disk is full; finished parts stay.
         BackboneError: the runtime cannot take a network.
+        EngineError: the processes that compute die again and again.
     """
-    compute = compute or Compute()
+    compute, share = compute or Compute(), share or Share()
+    engine = engine or InProcess(backbones)
     _refuse(scanned.quarantined, strict=strict, left=len(scanned.table))
     jobs = [plan(scanned, dataset, backbone, recipe_seed, compute) for backbone in backbones]
-    chunks = chunks_of(scanned, jobs, views, part_images)
-    clock = Clock(total=sum(map(len, chunks)), on_progress=on_progress)
-    failed: dict[int, str] = {}
+    chunks = [chunk for chunk in chunks_of(scanned, jobs, views, part_images) if share.holds(chunk[0])]
+    clock = Clock(sum(len(rows) for _, rows in chunks), on_progress, engine.workers)
+    clock.notes += [f"made again: {line}" for job in jobs for line in job.replaced]
+    unreadable: dict[str, str] = {}
+    elsewhere = np.zeros(len(jobs), np.int64)
     if chunks:
-        forwards = [_compiled(job, views, compute) for job in jobs]
-        work = [
-            (row, {job.rendering(row, views) for job in jobs if job.first_missing[row] < views})
-            for chunk in chunks
-            for row in chunk
-        ]
-        with load_ahead(scanned.table, root, work, compute.threads) as images:
-            for chunk in chunks:
-                failed |= _make_parts(scanned, chunk, images, jobs, forwards, views, compute, clock)
-                if strict and failed:
+        setting = setting_of(root, jobs, views, compute)
+        with closing(engine(setting, described(scanned, jobs, views, chunks), clock)) as outcomes:
+            for made in outcomes:
+                unreadable |= made.unreadable
+                elsewhere += made.elsewhere
+                clock.notes += made.notes
+                if strict and unreadable:
                     break
-    # Of identical files one is read; what it is found to be holds for its copies.
-    reasons = {scanned.table.sha256[row]: reason for row, reason in failed.items()}
-    failed = {row: reasons[digest] for row, digest in enumerate(scanned.table.sha256) if digest in reasons}
-    lost = [Quarantined(image_id=scanned.table.image_id[row], reason=reason) for row, reason in failed.items()]
-    _refuse(lost, strict=strict, left=len(scanned.table) - len(lost))
-    kept = _without(scanned, lost)
-    return [_finish(kept, job, views, set(failed), clock.progress()) for job in jobs]
+    _refuse(_rows_of(unreadable, scanned), strict=strict, left=len(set(scanned.table.sha256) - unreadable.keys()))
+    progress = clock.progress()
+    mine = {scanned.table.sha256[row] for _, rows in chunks for row in rows} - unreadable.keys()
+    return [
+        _finish(scanned, job, views, share, unreadable, mine, int(others), progress, tuple(clock.notes))
+        for job, others in zip(jobs, elsewhere, strict=True)
+    ]
 
 
 def _refuse(lost: Sequence[Quarantined], *, strict: bool, left: int) -> None:
@@ -150,124 +155,90 @@ def _refuse(lost: Sequence[Quarantined], *, strict: bool, left: int) -> None:
         raise DataError(f"{first}{more}; " + ("--strict wants every image" if left else "no image can be used"))
 
 
-def _compiled(job: Job, views: int, compute: Compute) -> Forward | None:
-    """The network ready to run, or None where its store lacks nothing."""
-    if not (job.first_missing < views).any():
-        return None
-    return compile_forward(
-        job.backbone,
-        compute.batch_size,
-        runtime=job.spec.runtime,
-        precision=job.spec.precision,
+def setting_of(root: Path, jobs: Sequence[Job], views: int, compute: Compute) -> Setting:
+    """What holds for every chunk of a pass."""
+    return Setting(
+        root=root,
+        specs=tuple(job.spec for job in jobs),
+        stores=tuple(job.store for job in jobs),
+        sources=tuple(job.backbone.source for job in jobs),
+        views=views,
         device=choose_device(compute.device),
+        batch_size=compute.batch_size,
         threads=compute.threads,
     )
 
 
-def _make_parts(
+def described(
+    scanned: Scan, jobs: Sequence[Job], views: int, chunks: Sequence[tuple[int, list[int]]]
+) -> Iterator[Chunk]:
+    """The chunks as engines take them, each when it is asked for: a million names are not held twice."""
+    for number, rows in chunks:
+        lacks = np.stack([np.minimum(job.first_missing[rows], views) for job in jobs], axis=1)
+        yield Chunk(
+            number=number,
+            image_id=tuple(scanned.table.image_id[rows].tolist()),
+            sha256=tuple(scanned.table.sha256[rows].tolist()),
+            first_missing=tuple(map(tuple, lacks.tolist())),
+        )
+
+
+def _rows_of(unreadable: dict[str, str], scanned: Scan) -> list[Quarantined]:
+    """Of identical files one is read; what it is found to be holds for its copies."""
+    table = scanned.table
+    return [
+        Quarantined(image_id=image_id, reason=unreadable[digest])
+        for image_id, digest in zip(table.image_id, table.sha256, strict=True)
+        if digest in unreadable
+    ]
+
+
+def _finish(
     scanned: Scan,
-    chunk: Sequence[int],
-    images: Iterator[ImageViews],
-    jobs: Sequence[Job],
-    forwards: Sequence[Forward | None],
+    job: Job,
     views: int,
-    compute: Compute,
-    clock: Clock,
-) -> dict[int, str]:
-    """Compute and write the parts of one chunk; returns the rows that failed and why."""
-    batches: dict[tuple[int, int], Batches] = {}
-    failed: dict[int, str] = {}
-    for row in chunk:
-        image = clock.awaited(images)
-        if image.reason:
-            failed[row] = image.reason
-        else:
-            for number, (job, forward) in enumerate(zip(jobs, forwards, strict=True)):
-                first = int(job.first_missing[row])
-                if forward is not None and first < views:
-                    # Images that lack other view ranges go to a part of their own.
-                    batch = batches.setdefault((number, first), Batches(forward, job, compute.batch_size))
-                    batch.add(row, image.views[job.rendering(row, views)])
-        clock.tick()
-    for (number, first), batch in batches.items():
-        job, held = jobs[number], range(first, views)
-        features = batch.finish().reshape(len(batch.rows), len(held), -1)
-        digests = scanned.table.sha256[batch.rows].tolist()
-        write_part(job.store / PARTS_NAME, job.spec, digests, held, features, _provenance(job.spec, compute))
-    return failed
-
-
-class Batches:
-    """Gathers views into batches of one fixed size, the last padded with black, and keeps what comes out.
-
-    A fixed size is what makes a feature independent of its neighbours: the network runs the same instructions
-    whichever images share the batch.
-    """
-
-    def __init__(self, forward: Forward, job: Job, batch_size: int) -> None:
-        side = job.spec.image_size
-        self.forward = forward
-        self.rows: list[int] = []
-        self.pixels = np.zeros((batch_size, 3, side, side), np.uint8)
-        self.filled = 0
-        self.features: list[NDArray[np.float32]] = []
-
-    def add(self, row: int, views: NDArray[np.uint8]) -> None:
-        """Add one image's views, [v, c, S, S] uint8 with c = 1 or 3."""
-        self.rows.append(row)
-        for view in views:
-            self.pixels[self.filled] = view
-            self.filled += 1
-            if self.filled == len(self.pixels):
-                self.finish()
-
-    def finish(self) -> NDArray[np.float32]:
-        """Run what is left and return all features so far, [rows · v, D] float32."""
-        if self.filled:
-            self.pixels[self.filled :] = 0
-            self.features.append(self.forward(self.pixels)[: self.filled])
-            self.filled = 0
-        return np.concatenate(self.features)
-
-
-def _without(scanned: Scan, lost: Sequence[Quarantined]) -> Scan:
-    names = {row.image_id for row in lost}
-    kept = np.array([image_id not in names for image_id in scanned.table.image_id], bool)
-    return dataclasses.replace(scanned, table=scanned.table.take(kept), quarantined=(*scanned.quarantined, *lost))
-
-
-def _finish(kept: Scan, job: Job, views: int, failed: set[int], progress: Progress) -> Summary:
+    share: Share,
+    unreadable: dict[str, str],
+    mine: set[str],
+    elsewhere: int,
+    progress: Progress,
+    notes: tuple[str, ...],
+) -> Summary:
     """Write the index over all parts there are, other workers' included."""
-    found = [header for header in part_headers(job.store, job.spec) if isinstance(header, PartHeader)]
-    write_index(job.store, job.spec, kept, found)
-    computed = int((np.delete(job.first_missing, sorted(failed)) < views).sum())
+    if share.count > 1:
+        write_unreadable(job.store, share, unreadable)
+    # Between looking for parts and writing no other worker may write: it might know of more parts than we do.
+    with exclusive(job.store):
+        headers = [header for header in part_headers(job.store, job.spec) if isinstance(header, PartHeader)]
+        first = first_missing(scanned.table.sha256, headers)
+        reasons = {**read_unreadable(job.store), **unreadable}
+        lost = [digest for digest in scanned.table.sha256[first == 0] if digest in reasons]
+        kept = _without(scanned, {digest: reasons[digest] for digest in lost})
+        write_index(job.store, job.spec, kept, headers)
+    computed = sum(
+        digest in mine and had < views
+        for digest, had in zip(scanned.table.sha256, job.first_missing.tolist(), strict=True)
+    )
+    images = int((first >= views).sum())
     return Summary(
         backbone=job.spec.backbone,
         store=str(job.store),
         fingerprint=job.spec.fingerprint,
-        images=len(kept.table),
-        extracted=computed,
-        reused=len(kept.table) - computed,
+        images=images,
+        extracted=computed - elsewhere,
+        reused=images - computed + elsewhere,
+        lacking=len(kept.table) - images,
         quarantined=kept.quarantined,
         views=views,
         seconds=progress.seconds,
-        images_per_second=computed / progress.seconds if computed else 0.0,
+        images_per_second=progress.images_per_second if computed > elsewhere else 0.0,
         limited_by=progress.limited_by,
-        replaced=job.replaced,
+        notes=notes,
     )
 
 
-def _provenance(spec: FeatureSpec, compute: Compute) -> dict[str, str | int]:
-    """What made a part, beyond what determines its values; no clock, so that equal parts are equal files."""
-    packages = (
-        "torch",
-        "torchvision",
-        "timm",
-        "pillow",
-        *(["openvino"] if spec.runtime == "openvino" else []),
-    )
-    return {
-        **{name: version(name) for name in packages},
-        "cxr": version("cxr"),
-        "batch_size": compute.batch_size,
-    }
+def _without(scanned: Scan, reasons: dict[str, str]) -> Scan:
+    """The scan with the images of these hashes among the quarantined."""
+    kept = np.array([digest not in reasons for digest in scanned.table.sha256], bool)
+    quarantined = (*scanned.quarantined, *_rows_of(reasons, scanned))
+    return dataclasses.replace(scanned, table=scanned.table.take(kept), quarantined=quarantined)

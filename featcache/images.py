@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
+import io
 import re
-from collections.abc import Iterator
+import sys
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache import atomic
 from featcache.errors import DataError
+from featcache.folders import SPLIT_FOLDERS, list_images
 
-SPLIT_FOLDERS = ("train", "val", "test")
+CSV_COLUMNS = ("path", "label", "patient_id", "split", "sha256", "width", "height")
+"""Columns of an image table's CSV; the first two are wanted, the others may lack."""
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".dcm")
-"""What an image's name ends in; it matters only for files that lie in no class folder."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
+UNPLAIN = ("//", "/.", "\\", ":")
+"""What a path that leads out of the data folder, or that has another spelling, holds, unless it is seen by its ends."""
 
 Strings = NDArray[np.object_]
 """[N] Python strings."""
@@ -103,33 +109,9 @@ def discover(root: Path) -> ImageTable:
     is read, never dropped. Rows are sorted by path as bytes, so that locale and file system do not matter.
 
     Raises:
-        DataError: no such folder, no class folders, no files in them or images beside them, or names that are no
-            UTF-8.
+        DataError: what ``folders.list_images`` raises, or a single class.
     """
-    if not root.is_dir():
-        raise DataError(f"no such folder: {root}; name the data set's folder with --data DIR")
-    layout = f"wanted {root.name}/{{train,val,test}}/<class>/*.jpeg, or {root.name}/<class>/*.jpeg"
-    found: list[tuple[str, str, str]] = []
-    try:
-        splits = _split_folders(root)
-        for inner in _visible_folders(root):
-            if not splits and _split_folders(inner):
-                raise DataError(f"no images in {root}: {layout}; did you mean {inner}?")
-        for split in splits or [""]:
-            for class_folder in _visible_folders(root / split):
-                for name in _files(class_folder):
-                    found.append((f"{split}/{class_folder.name}/{name}".lstrip("/"), class_folder.name, split))
-    except OSError as error:
-        raise DataError(f"cannot list {error.filename or root}: {error.strerror or error}") from error
-    if not found:
-        raise DataError(f"no images in {root}: {layout}")
-    for split in splits or [""]:
-        _require_no_loose_images(root / split)
-    try:
-        found.sort(key=lambda row: row[0].encode())
-    except UnicodeEncodeError as error:
-        name = ascii(error.object)
-        raise DataError(f"a file's name in {root} is not UTF-8: {name}; rename it") from error
+    found = list_images(root)
     classes = tuple(sorted({label for _, label, _ in found}))
     if len(classes) < 2:
         raise DataError(f"{root} has the single class folder {classes[0]!r}: a comparison needs two classes or more")
@@ -143,47 +125,103 @@ def discover(root: Path) -> ImageTable:
 
 
 def read_csv(path: Path) -> ImageTable:
-    """Read an image table from a CSV with the columns ``path,label[,patient_id,split]``.
+    """Read an image table from a CSV with the columns ``path,label[,patient_id,split,sha256,width,height]``.
 
     Paths are relative to the data root and may not leave it. Without ``patient_id`` it is taken from the file's name.
+    Hashes and sizes are taken as given; ``check.scan`` reads the images that have no hash.
 
     Raises:
         DataError: the file or a column is missing, or a row is wrong; the message names the line.
     """
     if not path.is_file():
         raise DataError(f"no such table: {path}; --table wants a CSV with the columns path,label[,patient_id,split]")
-    columns: dict[str, list[str]] = {"path": [], "label": [], "patient_id": [], "split": []}
+    # A list a column, and no object a row: a million rows are common.
+    texts: tuple[list[str], ...] = ([], [], [], [], [])
+    sizes = array("i"), array("i")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = {"path", "label"} - set(reader.fieldnames or ())
-            if missing:
-                raise DataError(f"{path} has no column {' or '.join(sorted(missing))}; it has {reader.fieldnames}")
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if any("\0" in str(value) for value in row.values()):
-                    raise DataError(f"{where}: holds a NUL character")
-                image_id, label = row["path"] or "", row["label"] or ""
-                split = row.get("split") or ""
-                if not image_id or not label:
-                    raise DataError(f"{where}: path or label is empty")
-                if Path(image_id).is_absolute() or ".." in Path(image_id).parts:
-                    raise DataError(f"{where}: {image_id} leads outside the data folder; paths are relative to --data")
-                if split not in (*SPLIT_FOLDERS, ""):
-                    raise DataError(f"{where}: split is {split!r}, wanted train, val, test or nothing")
-                columns["path"].append(Path(image_id).as_posix())
-                columns["label"].append(label)
-                columns["patient_id"].append(row.get("patient_id") or patient_of(image_id, split))
-                columns["split"].append(split)
+            reader = csv.reader(file)
+            header = next(reader, None)
+            missing = {"path", "label"} - set(header or ())
+            if header is None or missing:
+                raise DataError(f"{path} has no column {' or '.join(sorted(missing))}; it has {header}")
+            number = {name: index for index, name in enumerate(header)}
+            places = [number.get(name, sys.maxsize) for name in CSV_COLUMNS]
+            for cells in filter(None, reader):
+                try:
+                    row, size = _csv_row(cells, places)
+                except ValueError as error:
+                    raise DataError(f"{path}, line {reader.line_num}: {error}") from error
+                for text_column, text in zip(texts, row, strict=True):
+                    text_column.append(text)
+                for size_column, pixels in zip(sizes, size, strict=True):
+                    size_column.append(pixels)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a UTF-8 CSV: {error}") from error
-    duplicate = _first_duplicate(columns["path"])
+    image_id, label, patient_id, split, sha256 = texts
+    duplicate = _first_duplicate(image_id)
     if duplicate is not None:
         raise DataError(f"{path} names {duplicate} twice")
-    classes = tuple(sorted(set(columns["label"])))
+    classes = tuple(sorted(set(label)))
     if len(classes) < 2:
         raise DataError(f"{path} holds {len(classes)} class(es) {list(classes)}: a comparison needs two or more")
-    return ImageTable.from_columns(columns["path"], columns["label"], columns["patient_id"], columns["split"], classes)
+    table = ImageTable.from_columns(image_id, label, patient_id, split, classes)
+    width, height = (np.array(column, np.int32) for column in sizes)
+    return dataclasses.replace(table, sha256=strings(sha256), width=width, height=height)
+
+
+def _csv_row(cells: Sequence[str], places: Sequence[int]) -> tuple[tuple[str, ...], tuple[int, int]]:
+    """(path, label, patient_id, split, sha256) and (width, height) of a row whose columns lie at ``places``.
+
+    Raises:
+        ValueError: the row is wrong, and why.
+    """
+    if "\0" in "".join(cells):
+        raise ValueError("holds a NUL character")
+    count = len(cells)
+    image_id, label, patient_id, split, sha256, width, height = [
+        cells[place] if place < count else "" for place in places
+    ]
+    if not image_id or not label:
+        raise ValueError("path or label is empty")
+    patient_id = patient_id or patient_of(image_id, split)
+    if image_id[0] in "./" or image_id[-1] == "/" or any(odd in image_id for odd in UNPLAIN):
+        # Not asked of every path: a million times, it takes longer than all the rest.
+        spelled = Path(image_id)
+        if spelled.is_absolute() or ".." in spelled.parts:
+            raise ValueError(f"{image_id} leads outside the data folder; paths are relative to --data")
+        image_id = spelled.as_posix()
+    if split not in (*SPLIT_FOLDERS, ""):
+        raise ValueError(f"split is {split!r}, wanted train, val, test or nothing")
+    if sha256 and not SHA256.fullmatch(sha256):
+        raise ValueError(f"sha256 is {sha256[:80]!r}, wanted 64 lower-case hex digits, or nothing")
+    # Interned, since the same few words would be kept a million times.
+    words = image_id, sys.intern(label), patient_id, sys.intern(split), sha256
+    return words, (_pixels("width", width), _pixels("height", height))
+
+
+def _pixels(name: str, value: str) -> int:
+    if not value:
+        return 0
+    if len(value) > 9 or not (value.isascii() and value.isdigit()):
+        raise ValueError(f"{name} is {value[:80]!r}, wanted a whole number of pixels, 0 where it is not known")
+    return int(value)
+
+
+def write_csv(path: Path, table: ImageTable) -> None:
+    """Write an image table as a CSV that ``read_csv`` gives back; an image without a hash has an empty one.
+
+    Raises:
+        WriteError: the disk is full or the folder cannot be written.
+    """
+    text = io.StringIO(newline="")
+    # Lines end as RFC 4180 says: Python quotes a carriage return in a file's name only where it is part of that end.
+    writer = csv.writer(text)
+    writer.writerow(CSV_COLUMNS)
+    label = (table.classes[index] for index in table.label.tolist())
+    size = table.width.tolist(), table.height.tolist()
+    writer.writerows(zip(table.image_id, label, table.patient_id, table.split, table.sha256, *size, strict=True))
+    atomic.write_text(path, text.getvalue())
 
 
 def positive_class(classes: tuple[str, ...], wanted: str | None = None) -> int:
@@ -211,41 +249,6 @@ def patient_of(image_id: str, split: str) -> str:
     series = "train" if split == "val" else split
     name = (known.group(1) or known.group(2)) if known else image_id.removeprefix(f"{split}/")
     return f"{series}/{name}".lstrip("/")
-
-
-def _split_folders(root: Path) -> list[str]:
-    return [name for name in SPLIT_FOLDERS if (root / name).is_dir()]
-
-
-def _visible_folders(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-
-
-def _files(folder: Path) -> Iterator[str]:
-    """Names of all visible files below a class folder, those in subfolders included.
-
-    Links to folders are not followed but given as if they were files: reading one says what it is.
-    """
-    for here, subfolders, names in os.walk(folder, onerror=_raise):
-        below = Path(here).relative_to(folder)
-        links = [name for name in subfolders if Path(here, name).is_symlink()]
-        yield from (str(below / name) for name in [*names, *links] if not name.startswith("."))
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-
-
-def _raise(error: OSError) -> NoReturn:
-    raise error
-
-
-def _require_no_loose_images(folder: Path) -> None:
-    """An image beside the class folders has no label; leaving it out in silence would be worse than stopping.
-
-    Raises:
-        DataError: there is one.
-    """
-    loose = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if loose:
-        raise DataError(f"{folder / loose[0]} lies in no class folder: move it into one, or use --table images.csv")
 
 
 def _first_duplicate(values: list[str]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from featcache.check import read_file
-from featcache.decode import UnreadableImageError, decode, oversize_is_an_error
-from featcache.images import ImageTable
+from featcache.decode import Decoded, UnreadableImageError, decode_for, oversize_is_an_error
 from featcache.views import Geometry, render
+
+IMAGES_A_TASK = 4
+"""To hand a small image to another thread and back costs a third of reading it."""
 
 READ_AHEAD = 24
 """Images that may wait, decoded, for the network: enough to even out slow files, and a bound on memory."""
@@ -40,53 +42,72 @@ class ImageViews:
     reason: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is wanted of one image: its name below the root, the hash of its content, and renderings of it."""
+
+    image_id: str
+    sha256: str
+    renderings: frozenset[Rendering]
+
+
 @contextlib.contextmanager
-def load_ahead(
-    table: ImageTable, root: Path, work: Sequence[tuple[int, Collection[Rendering]]], threads: int
-) -> Iterator[Iterator[ImageViews]]:
+def load_ahead(root: Path, work: Iterable[Wanted | None], threads: int) -> Iterator[Iterator[ImageViews]]:
     """Yield an iterator over the views of each piece of work, in order, some of it already under way.
 
     Args:
-        table: the images, with hashes.
         root: the folder that ``image_id`` is relative to.
-        work: (row of the table, what is wanted of it).
+        work: asked for its next piece no sooner than needed; None where that is not known yet.
         threads: threads that read, decode and render.
     """
     # Each thread renders one image; torch splitting a small image further would only get in the network's way.
     pool = ThreadPoolExecutor(threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
     try:
         with oversize_is_an_error():
-            yield _in_order(pool, table, root, work)
+            yield _in_order(pool, root, work)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, table: ImageTable, root: Path, work: Sequence[tuple[int, Collection[Rendering]]]
-) -> Iterator[ImageViews]:
-    under_way: deque[Future[ImageViews]] = deque()
-    for row, renderings in work:
-        under_way.append(pool.submit(load_image, root, table.image_id[row], table.sha256[row], renderings))
-        if len(under_way) >= READ_AHEAD:
-            yield under_way.popleft().result()
+def _in_order(pool: ThreadPoolExecutor, root: Path, work: Iterable[Wanted | None]) -> Iterator[ImageViews]:
+    under_way: deque[Future[list[ImageViews]]] = deque()
+    gathered: list[Wanted] = []
+
+    def start() -> None:
+        if gathered:
+            under_way.append(pool.submit(lambda some: [load_image(root, one) for one in some], gathered.copy()))
+            gathered.clear()
+
+    for wanted in work:
+        if wanted is not None:
+            gathered.append(wanted)
+        if wanted is None or len(gathered) == IMAGES_A_TASK:
+            start()
+        if under_way and (wanted is None or len(under_way) * IMAGES_A_TASK >= READ_AHEAD):
+            yield from under_way.popleft().result()
+    start()
     while under_way:
-        yield under_way.popleft().result()
+        yield from under_way.popleft().result()
 
 
-def load_image(root: Path, image_id: str, sha256: str, renderings: Collection[Rendering]) -> ImageViews:
-    """Read one file once, decode it once a floor, and render all that is wanted of it.
+def load_image(root: Path, wanted: Wanted) -> ImageViews:
+    """Read one file once, decode it once a size, and render all that is wanted of it.
 
     The bytes are hashed again: a file that was replaced since the scan would put its features in another's row.
     """
     try:
-        data = read_file(root, image_id)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise UnreadableImageError("the file changed while the command ran; run it again")
-        pixels = {floor: decode(data, floor) for floor in {wanted.floor for wanted in renderings}}
+        data = read_file(root, wanted.image_id)
+        if hashlib.sha256(data).hexdigest() != wanted.sha256:
+            raise UnreadableImageError("its content changed while the command ran, or is not that of the table")
+        films = decode_for(data, {rendering.floor for rendering in wanted.renderings})
     except UnreadableImageError as error:
         return ImageViews(views={}, reason=str(error))
     return ImageViews(
         views={
-            wanted: render(pixels[wanted.floor], sha256, wanted.views, wanted.geometry).numpy() for wanted in renderings
+            rendering: _rendered(films[rendering.floor], wanted.sha256, rendering) for rendering in wanted.renderings
         }
     )
+
+
+def _rendered(film: Decoded, sha256: str, rendering: Rendering) -> NDArray[np.uint8]:
+    return render(film.pixels, sha256, rendering.views, rendering.geometry, (film.height, film.width)).numpy()

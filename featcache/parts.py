@@ -88,13 +88,7 @@ def write_part(
             f"{spec.backbone} in {spec.precision} gives features that are no finite numbers for {len(odd)} of "
             f"{len(features)} images (such as that of SHA-256 {image_sha256[odd[0]]}): try --precision float32"
         )
-    with np.errstate(over="ignore"):
-        stored: FeatureArray = features.astype(spec.dtype)
-    fits = np.isfinite(stored)
-    if not fits.all():
-        # A feature beyond 65,504 does not fit float16: this part alone keeps the wider type. What fits is rounded
-        # all the same, so that no value depends on which images share its part.
-        stored = np.where(fits, stored.astype(np.float32), features)
+    stored = stored_as(features, spec.dtype)
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=LIBVER) as file:
         file.create_dataset("features", data=stored)
@@ -112,6 +106,18 @@ def write_part(
     return path
 
 
+def stored_as(features: NDArray[np.float32], dtype: str) -> FeatureArray:
+    """Features, finite and of any shape, as a part keeps them: in ``dtype``, or in float32 where one overflows it.
+
+    A feature beyond 65,504 does not fit float16: its part alone keeps the wider type. What fits is rounded all the
+    same, so that no value depends on which images share its part.
+    """
+    with np.errstate(over="ignore"):
+        stored: FeatureArray = features.astype(dtype)
+    fits = np.isfinite(stored)
+    return stored if fits.all() else np.where(fits, stored.astype(np.float32), features)
+
+
 def read_header(path: Path, spec: FeatureSpec | None = None) -> PartHeader:
     """Read what a part holds.
 
@@ -127,16 +133,17 @@ def read_header(path: Path, spec: FeatureSpec | None = None) -> PartHeader:
             found = FeatureSpec.from_json(text_attribute(file, "spec"), str(path))
             if spec is not None and found != spec:
                 raise StoreError(f"{path} was made by another spec: {found.differences(spec)}")
-            for name in ("features", "image_sha256", "view"):
-                require_plain(file, name, path)
-            shape = file["features"].shape
+            features, image_sha256, view = (
+                require_plain(file, name, path) for name in ("features", "image_sha256", "view")
+            )
+            shape = features.shape
             header = PartHeader(
                 path=path,
                 spec=found,
-                image_sha256=tuple(file["image_sha256"].asstr()[:].tolist()),
-                views=tuple(file["view"][:].tolist()),
+                image_sha256=tuple(image_sha256.asstr()[:].tolist()),
+                views=tuple(view[:].tolist()),
                 dim=int(shape[-1]),
-                dtype=file["features"].dtype.name,
+                dtype=features.dtype.name,
                 checksum=text_attribute(file, "checksum"),
             )
         except (KeyError, OSError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
@@ -178,8 +185,8 @@ def checksum(spec_json: str, image_sha256: Sequence[str], views: Sequence[int], 
     return digest.hexdigest()
 
 
-def require_plain(file: h5py.File, name: str, path: Path) -> None:
-    """Refuse a dataset that reaches into other files or claims more bytes than the file has.
+def require_plain(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
+    """Open a dataset, unless it reaches into other files or claims more bytes than the file has.
 
     Raises:
         StoreError: either; reading it would leave the cache or fill the memory.
@@ -195,6 +202,7 @@ def require_plain(file: h5py.File, name: str, path: Path) -> None:
         raise damaged(path, f"/{name} points to other files")
     if dataset.nbytes > path.stat().st_size:
         raise damaged(path, f"/{name} claims {dataset.nbytes} bytes, more than the file has")
+    return dataset
 
 
 def opened(path: Path, wanted_format: str) -> h5py.File:

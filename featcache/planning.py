@@ -13,12 +13,11 @@ from featcache.backbones import Backbone
 from featcache.check import Scan
 from featcache.decode import DECODER
 from featcache.errors import StoreError
-from featcache.loading import Rendering
+from featcache.images import Strings
 from featcache.parts import PartHeader
 from featcache.runtime import Compute, choose_device, choose_precision, choose_runtime
 from featcache.spec import FeatureSpec
 from featcache.store import part_headers
-from featcache.views import Geometry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,6 @@ class Job:
         backbone: the network.
         spec: what its features are made with.
         store: the store's folder.
-        geometry: what the network sees of an image.
         replaced: why parts were moved aside.
         first_missing: [N] the first view that an image lacks.
     """
@@ -37,17 +35,8 @@ class Job:
     backbone: Backbone
     spec: FeatureSpec
     store: Path
-    geometry: Geometry
     replaced: tuple[str, ...]
     first_missing: NDArray[np.int64]
-
-    def rendering(self, row: int, views: int) -> Rendering:
-        """What is to be computed of one image; its view range is empty when all is there."""
-        return Rendering(
-            geometry=self.geometry,
-            floor=self.spec.decode_floor,
-            views=range(int(self.first_missing[row]), views),
-        )
 
 
 def spec_of(backbone: Backbone, *, recipe_seed: int = 0, compute: Compute | None = None) -> FeatureSpec:
@@ -67,9 +56,20 @@ def spec_of(backbone: Backbone, *, recipe_seed: int = 0, compute: Compute | None
         runtime=choose_runtime(compute.runtime, device),
         precision=choose_precision(compute.precision, device),
         decoder=DECODER,
-        # One floor for all common sizes, so that one decoded image serves all backbones.
-        decode_floor=512 if preprocessing.resize_side <= 512 else 2 * preprocessing.resize_side,
+        decode_floor=_decode_floor(preprocessing.resize_side),
     )
+
+
+def _decode_floor(resize_side: int) -> int:
+    """The least shorter side, in pixels, at which a JPEG may be decoded.
+
+    At twice what it is resized to, features keep a cosine of 0.999 to those of the whole image (docs/benchmarks.md).
+    By powers of two, so that one decoded image serves backbones of about the same size.
+    """
+    floor = 512
+    while floor < 2 * resize_side:
+        floor *= 2
+    return floor
 
 
 def store_folder(dataset: Path, spec: FeatureSpec) -> Path:
@@ -78,8 +78,13 @@ def store_folder(dataset: Path, spec: FeatureSpec) -> Path:
     return dataset / f"{name}-{spec.fingerprint[:12]}"
 
 
-def plan(scanned: Scan, dataset: Path, backbone: Backbone, recipe_seed: int, compute: Compute) -> Job:
-    """Find what a store lacks; a part that cannot be used is moved aside, so that it is made again."""
+def plan(
+    scanned: Scan, dataset: Path, backbone: Backbone, recipe_seed: int, compute: Compute, *, set_aside: bool = True
+) -> Job:
+    """Find what a store lacks; a part that cannot be used is moved aside, so that it is made again.
+
+    Without ``set_aside`` nothing is moved, and such a part counts as missing all the same.
+    """
     spec = spec_of(backbone, recipe_seed=recipe_seed, compute=compute)
     store = store_folder(dataset, spec)
     headers: list[PartHeader] = []
@@ -89,30 +94,33 @@ def plan(scanned: Scan, dataset: Path, backbone: Backbone, recipe_seed: int, com
             headers.append(found)
         else:
             path, error = found
-            _set_aside(path)
+            if set_aside:
+                _set_aside(path)
             replaced.append(str(error))
-    have: dict[str, int] = {}
-    # By first view, so that a later range counts only where the earlier ones are there.
-    for header in sorted(headers, key=lambda part: part.views):
-        for digest in header.image_sha256:
-            if header.views[0] <= have.get(digest, 0) <= header.views[-1]:
-                have[digest] = header.views[-1] + 1
-    geometry = Geometry(
-        image_size=spec.image_size,
-        resize_side=spec.resize_side,
-        interpolation=spec.interpolation,
-        recipe=spec.recipe,
-        recipe_seed=spec.recipe_seed,
-    )
-    first_missing = np.array([have.get(digest, 0) for digest in scanned.table.sha256], np.int64)
     return Job(
         backbone=backbone,
         spec=spec,
         store=store,
-        geometry=geometry,
         replaced=tuple(replaced),
-        first_missing=first_missing,
+        first_missing=first_missing(scanned.table.sha256, headers),
     )
+
+
+def first_missing(sha256: Strings, headers: Sequence[PartHeader]) -> NDArray[np.int64]:
+    """The first view that the parts lack of each image, [N]; 0 where they have none of it.
+
+    Args:
+        sha256: [N] content hashes.
+        headers: of the parts, in any order.
+    """
+    have: dict[str, int] = {}
+    # By first view, so that a later range counts only where the earlier ones are there.
+    for header in sorted(headers, key=lambda part: part.views):
+        first, end = header.views[0], header.views[-1] + 1
+        for digest in header.image_sha256:
+            if first <= have.get(digest, 0) < end:
+                have[digest] = end
+    return np.fromiter((have.get(digest, 0) for digest in sha256), np.int64, len(sha256))
 
 
 def _set_aside(path: Path) -> None:
@@ -124,13 +132,14 @@ def _set_aside(path: Path) -> None:
         raise StoreError(f"{path} cannot be used, and cannot be moved to {folder}: {error.strerror}") from error
 
 
-def chunks_of(scanned: Scan, jobs: Sequence[Job], views: int, part_images: int) -> list[list[int]]:
-    """Cut the table into fixed stretches of distinct images, and keep of each what some backbone lacks.
+def chunks_of(scanned: Scan, jobs: Sequence[Job], views: int, part_images: int) -> list[tuple[int, list[int]]]:
+    """Cut the table into numbered stretches of distinct images, and keep of each what some backbone lacks.
 
     The cut depends on the table alone, so an undisturbed run and a resumed one write the same parts.
     """
-    _, first = np.unique(scanned.table.sha256.astype(str), return_index=True)
-    distinct = np.sort(first)
+    # Backwards, so that of equal hashes the first row is the one that stays. numpy's unique would sort a quarter GB.
+    first = dict(zip(reversed(scanned.table.sha256.tolist()), reversed(range(len(scanned.table))), strict=True))
+    distinct = np.sort(np.fromiter(first.values(), np.int64, len(first)))
     lacking = np.any([job.first_missing < views for job in jobs], axis=0)
     cut = [distinct[start : start + part_images] for start in range(0, len(distinct), part_images)]
-    return [rows for chunk in cut if (rows := chunk[lacking[chunk]].tolist())]
+    return [(number, rows) for number, chunk in enumerate(cut) if (rows := chunk[lacking[chunk]].tolist())]

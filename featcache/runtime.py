@@ -11,6 +11,8 @@ import contextlib
 import dataclasses
 import logging
 import os
+import queue
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -46,7 +48,16 @@ class Compute:
 
 
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Pixels [B, 3, S, S] uint8, B fixed, to features [B, D] float32."""
+"""Pixels [B, 3, S, S] uint8, B fixed, to features [B, D] float32. May be called from several threads at once."""
+
+
+class OutOfMemoryError(BackboneError):
+    """The device has no room for a batch of this size."""
+
+
+def cuda_devices() -> list[str]:
+    """The names of this machine's CUDA devices."""
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 
 def choose_device(device: str = "auto") -> str:
@@ -76,7 +87,9 @@ def choose_precision(precision: Precision | Literal["auto"], device: str) -> Pre
     if precision != "auto":
         return precision
     if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        # is_bf16_supported() counts emulation in: a T4 would say yes, and be slow.
+        fast = bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
+        return "bfloat16" if fast else "float16"
     capabilities = torch.cpu.get_capabilities()
     return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
 
@@ -92,6 +105,18 @@ def choose_runtime(runtime: Runtime | Literal["auto"], device: str) -> Runtime:
     if runtime != "auto":
         return runtime
     return "openvino" if device == "cpu" else "torch"
+
+
+def choose_streams(runtime: Runtime, device: str, threads: int) -> int:
+    """How many batches are best under way at once.
+
+    OpenVINO: some, each on threads of its own, so that a core that decodes for a moment holds up one of them and not
+    all. CUDA: two, so that one's pixels travel while the other computes. Torch on a processor spreads the images of
+    one batch over all threads.
+    """
+    if device != "cpu":
+        return 2
+    return 1 if runtime == "torch" else min(threads, max(2, threads // 4))
 
 
 def compile_forward(
@@ -115,36 +140,64 @@ def compile_forward(
 
     Raises:
         BackboneError: the runtime cannot take this network; the other one can.
+        OutOfMemoryError: the device has no room for it. What is returned may raise it too.
     """
+    threads = threads or os.cpu_count() or 1
     if runtime == "openvino":
         return _openvino(backbone, batch_size, precision, threads)
-    return _torch(backbone, precision, device, threads)
+    return _torch(backbone, batch_size, precision, device, threads)
 
 
-def _torch(backbone: Backbone, precision: Precision, device: str, threads: int | None) -> Forward:
-    network = backbone.network.to(device).to(memory_format=torch.channels_last)
+def _torch(backbone: Backbone, batch_size: int, precision: Precision, device: str, threads: int) -> Forward:
     low = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    with _explained_memory():
+        network = backbone.network.to(device).to(memory_format=torch.channels_last)
 
-    def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        images = torch.from_numpy(pixels).to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast(torch.device(device).type, low, enabled=low is not None):
-            features: NDArray[np.float32] = network(images).float().cpu().numpy()
+    def features_of(images: torch.Tensor) -> torch.Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), torch.autocast(images.device.type, low, enabled=low is not None):
+            features: torch.Tensor = network(images).float()
         return features
 
-    if torch.device(device).type != "cpu":
-        return forward
+    if device != "cpu":
+        return _on_cuda(features_of, (batch_size, 3, *[backbone.preprocessing.image_size] * 2), device)
     # Several threads on one image would cut oneDNN's sums by their number, and change the last bits with it.
-    pool = ThreadPoolExecutor(threads or os.cpu_count(), "network", torch.set_num_threads, (1,))
+    pool = ThreadPoolExecutor(threads, "network", torch.set_num_threads, (1,))
 
     def image_a_thread(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.concatenate(list(pool.map(forward, np.split(pixels, len(pixels)))))
+        with _explained_memory():
+            return np.concatenate(
+                list(pool.map(lambda one: features_of(torch.from_numpy(one)).numpy(), pixels[:, None]))
+            )
 
     return image_a_thread
 
 
-def _openvino(backbone: Backbone, batch_size: int, precision: Precision, threads: int | None) -> Forward:
+def _on_cuda(features_of: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...], device: str) -> Forward:
+    """Batches through CUDA streams of their own: while one computes, another's pixels travel from pinned memory."""
+    streams: queue.SimpleQueue[tuple[torch.cuda.Stream, torch.Tensor]] = queue.SimpleQueue()
+    with _explained_memory():
+        for _ in range(choose_streams("torch", device, 1)):
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types for it
+            streams.put((stream, torch.empty(shape, dtype=torch.uint8, pin_memory=True)))
+
+    def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        stream, pinned = streams.get()
+        try:
+            with _explained_memory(), torch.cuda.stream(stream):
+                pinned.copy_(torch.from_numpy(pixels))
+                features: NDArray[np.float32] = features_of(pinned.to(device, non_blocking=True)).cpu().numpy()
+            return features
+        finally:
+            streams.put((stream, pinned))
+
+    return forward
+
+
+def _openvino(backbone: Backbone, batch_size: int, precision: Precision, threads: int) -> Forward:
     side = backbone.preprocessing.image_size
     example = torch.zeros((batch_size, 3, side, side), dtype=torch.uint8)
+    streams = choose_streams("openvino", "cpu", threads)
     with _quiet_conversion(), _without_telemetry():
         # Through the frontend and not openvino.convert_model, which would report what it converts.
         import openvino
@@ -152,30 +205,56 @@ def _openvino(backbone: Backbone, batch_size: int, precision: Precision, threads
         from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), _explained_memory():
                 program = torch.export.export(backbone.network, (example,), strict=False)
-            decoder = TorchFXPythonDecoder.from_exported_program(program)
-            frontend = FrontEndManager().load_by_framework("pytorch")
-            model = frontend.convert(frontend.load(decoder))
-            compiled = openvino.Core().compile_model(model, "CPU", _openvino_settings(precision, threads))
+                decoder = TorchFXPythonDecoder.from_exported_program(program)
+                frontend = FrontEndManager().load_by_framework("pytorch")
+                model = frontend.convert(frontend.load(decoder))
+                compiled = openvino.Core().compile_model(model, "CPU", _openvino_settings(precision, threads, streams))
+        except OutOfMemoryError:
+            raise
         except Exception as error:
             # Both libraries raise types of their own making for what they cannot convert.
             raise BackboneError(
                 f"OpenVINO cannot take {backbone.name} ({type(error).__name__}: {str(error).splitlines()[0][:150]}): "
                 "say --runtime torch"
             ) from error
-    request = compiled.create_infer_request()
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for _ in range(streams):
+        requests.put(compiled.create_infer_request())
 
     def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.array(request.infer([pixels], share_inputs=True)[0], np.float32)
+        request = requests.get()
+        try:
+            with _explained_memory():
+                return np.array(request.infer([pixels], share_inputs=True)[0], np.float32)
+        finally:
+            requests.put(request)
 
     return forward
 
 
-def _openvino_settings(precision: Precision, threads: int | None) -> dict[str, str]:
+def _openvino_settings(precision: Precision, threads: int, streams: int) -> dict[str, str]:
     hint = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[precision]
-    settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": "NO"}
-    return {**settings, **({"INFERENCE_NUM_THREADS": str(threads)} if threads else {})}
+    settings = {"INFERENCE_PRECISION_HINT": hint, "ENABLE_CPU_PINNING": "NO"}
+    return {**settings, "NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads)}
+
+
+NO_MEMORY = re.compile(r"out of memory|bad_?alloc|bad allocation|can(no|')t allocate|not enough memory", re.IGNORECASE)
+"""How torch, CUDA, oneDNN and OpenVINO say in words that memory is lacking; only some have a type for it."""
+
+
+@contextlib.contextmanager
+def _explained_memory() -> Iterator[None]:
+    """Turn what the libraries raise for want of memory into one type."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise OutOfMemoryError(f"out of memory: {error}") from error
+    except RuntimeError as error:
+        if NO_MEMORY.search(str(error)):
+            raise OutOfMemoryError(f"out of memory: {str(error).splitlines()[0][:200]}") from error
+        raise
 
 
 @contextlib.contextmanager

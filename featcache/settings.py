@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
     data: Path | None = Field(None, description="the data set's folder: {train,val,test}/<class>/*.jpeg")
-    table: Path | None = Field(None, description="a CSV path,label[,patient_id,split] instead of the folder's layout")
+    table: Path | None = Field(None, description="a CSV path,label[,patient_id,split,sha256,…] instead of a layout")
     cache: Path = Field(Path("cache"), description="where feature stores and runs lie")
     positive: str | None = Field(None, description="the class whose recall is the sensitivity (default: the second)")
 
@@ -66,6 +66,19 @@ class Settings(BaseSettings):
     view_seed: int = Field(0, ge=0, description="seed of the augmented views")
     extract_batch_size: int = Field(16, ge=1, le=4096, description="images the network sees at once")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    devices: Annotated[list[str], *Several] = Field(
+        [], description="extract with a process on each: cuda:0,cuda:1, or all (empty: in one process, on device)"
+    )
+    worker: str | None = Field(
+        None, description="this process's share of the extraction, i/n; default: what SLURM or torchrun says, else all"
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="what extracts: this machine (local), or a cluster (ray)"
+    )
+    ray_gpus: float = Field(0.0, ge=0, allow_inf_nan=False, description="GPUs that Ray gives a task; 0: processors")
+    threads: int | None = Field(
+        None, ge=1, le=4096, description="threads that decode and compute; default: one a core, under Ray two a task"
+    )
     runtime: Runtime | Literal["auto"] = Field("auto", description="auto, torch or openvino")
     precision: Precision | Literal["auto"] = Field("auto", description="auto, float32, bfloat16 or float16")
     strict: bool = Field(False, description="an unreadable image stops the command instead of being listed")
@@ -137,6 +150,23 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
         variable = f"{PREFIX}{key.upper()}"
         source = variable if variable in os.environ else f"{path}: {key}"
         raise SettingsError(f"{source} is {said}") from error
+
+
+def weights_of(settings: Settings) -> list[str]:
+    """The weights of each backbone asked for: a file, ``random`` or ``pretrained``.
+
+    Raises:
+        SettingsError: another number of weights than of backbones.
+    """
+    weights = settings.weights or ["pretrained"]
+    if len(weights) == 1 and (len(settings.backbone) == 1 or weights[0] in ("random", "pretrained")):
+        weights = weights * len(settings.backbone)
+    if len(weights) != len(settings.backbone):
+        raise SettingsError(
+            f"{len(settings.backbone)} backbones but {len(weights)} weights: give one --weights for each --backbone in "
+            "the same order (a file, 'random' or 'pretrained')"
+        )
+    return weights
 
 
 def example_toml(values: Mapping[str, Any] | None = None) -> str:

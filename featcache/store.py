@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from featcache.atomic import TEMPORARY_PREFIX
 from featcache.check import Quarantined
+from featcache.columns import EncodedTable
 from featcache.errors import StoreError
 from featcache.images import ImageTable
 from featcache.index import INDEX_NAME, PARTS_NAME, read_index
@@ -30,7 +31,7 @@ class FeatureStore:
     Attributes:
         path: the store's folder.
         spec: what the features were made with.
-        image_table: the images, N rows.
+        encoded: the images, N rows, not decoded yet.
         quarantined: images of the data set that could not be used.
         part_names: [P] file names below ``parts``.
         part: [N, V] int32, the part that holds an image's view; -1 where it is missing.
@@ -38,10 +39,19 @@ class FeatureStore:
 
     path: Path
     spec: FeatureSpec
-    image_table: ImageTable
+    encoded: EncodedTable = field(repr=False)
     quarantined: tuple[Quarantined, ...]
     part_names: tuple[str, ...] = field(repr=False)
     part: NDArray[np.int32] = field(repr=False)
+
+    @property
+    def image_table(self) -> ImageTable:
+        """The images, N rows; decoded when first asked for.
+
+        Raises:
+            StoreError: some text is no UTF-8.
+        """
+        return self.encoded.decoded
 
     @property
     def view_count(self) -> int:
@@ -67,8 +77,9 @@ class FeatureStore:
 
     def _rows(self, image_ids: Sequence[str] | None) -> NDArray[np.int64]:
         if image_ids is None:
-            return np.arange(len(self.image_table))
-        row_of = {image_id: row for row, image_id in enumerate(self.image_table.image_id)}
+            return np.arange(len(self.part))
+        wanted = set(image_ids)
+        row_of = {image_id: row for row, image_id in enumerate(self.image_table.image_id) if image_id in wanted}
         missing = [image_id for image_id in image_ids if image_id not in row_of]
         if missing:
             raise self.lacking(len(missing), len(image_ids), missing[0])
@@ -89,7 +100,11 @@ class FeatureStore:
             raise self.lacking(int(lacking.sum()), len(rows), str(self.image_table.image_id[rows[np.argmax(lacking)]]))
         digests = self.image_table.sha256[rows]
         result: FeatureArray | None = None
-        for number in np.unique(part).tolist():
+        numbers = np.unique(part)
+        # Looking for each part's rows in all rows would take as many passes as there are parts.
+        order = np.argsort(part, axis=0, kind="stable")
+        ends = [np.searchsorted(column[rank], numbers, "right") for column, rank in zip(part.T, order.T, strict=True)]
+        for place, number in enumerate(numbers.tolist()):
             header = read_header(self.path / PARTS_NAME / self.part_names[number], self.spec)
             features = read_features(header)
             if result is None:
@@ -98,7 +113,8 @@ class FeatureStore:
                 result = result.astype(np.float32)
             row_of = {digest: row for row, digest in enumerate(header.image_sha256)}
             for position, view in enumerate(views):
-                chosen = np.flatnonzero(part[:, position] == number)
+                start = ends[position][place - 1] if place else 0
+                chosen = order[start : ends[position][place], position]
                 if not len(chosen):
                     continue
                 try:
@@ -131,7 +147,7 @@ def open_store(path: str | Path) -> FeatureStore:
     return FeatureStore(
         path=folder,
         spec=index.spec,
-        image_table=index.image_table,
+        encoded=index.encoded,
         quarantined=index.quarantined,
         part_names=index.part_names,
         part=index.part,
@@ -182,7 +198,7 @@ def verify_store(store: Path, *, remove_damaged: bool = False) -> list[str]:
     spec: FeatureSpec | None = None
     try:
         index = read_index(store)
-        spec = index.spec
+        spec, _ = index.spec, index.image_table
         for name in index.part_names:
             if not (store / PARTS_NAME / name).is_file():
                 problems.append(f"{store / PARTS_NAME / name} is missing: run 'cxr extract' again")
@@ -235,7 +251,7 @@ def describe_stores(cache: Path, dataset: str | None = None) -> list[dict[str, A
             except StoreError as error:
                 rows.append({**row, "state": str(error)})
                 continue
-            row |= {"images": len(opened.image_table), "views": opened.view_count}
+            row |= {"images": len(opened.part), "views": opened.view_count}
             row |= {"backbone": opened.spec.backbone, "fingerprint": opened.spec.fingerprint}
             lost = sum(not (store / PARTS_NAME / name).is_file() for name in opened.part_names)
             state = f"{lost} of {len(opened.part_names)} parts missing: run 'cxr extract' again" if lost else "complete"

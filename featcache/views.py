@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
@@ -38,7 +39,13 @@ class Geometry:
     recipe_seed: int = 0
 
 
-def render(pixels: Pixels, sha256: str, views: Sequence[int], geometry: Geometry) -> torch.Tensor:
+def render(
+    pixels: Pixels,
+    sha256: str,
+    views: Sequence[int],
+    geometry: Geometry,
+    extent: tuple[float, float] | None = None,
+) -> torch.Tensor:
     """Make some views of an image, [v, c, S, S] uint8 with one channel for grey images and three for others.
 
     Args:
@@ -46,19 +53,30 @@ def render(pixels: Pixels, sha256: str, views: Sequence[int], geometry: Geometry
         sha256: the content hash that seeds the augmented views.
         views: view numbers; 0 is the clean image.
         geometry: the network's square.
+        extent: height and width of the film in pixels where it ends within the last one; see ``decode.Decoded``.
     """
     assert geometry.recipe in RECIPES, geometry.recipe
     image = torch.from_numpy(np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), order="C"))
     return torch.stack(
-        [_clean(image, geometry) if view == 0 else _augmented(image, sha256, view, geometry) for view in views]
+        [_clean(image, extent, geometry) if view == 0 else _augmented(image, sha256, view, geometry) for view in views]
     )
 
 
-def _clean(image: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+def _clean(image: torch.Tensor, extent: tuple[float, float] | None, geometry: Geometry) -> torch.Tensor:
     """The preprocessing that belongs to the weights: resize the shorter side, crop the centre."""
-    resized = transforms.resize(
-        image, [geometry.resize_side], interpolation=InterpolationMode(geometry.interpolation), antialias=True
-    )
+    if extent is None or extent == tuple(image.shape[-2:]):
+        resized = transforms.resize(
+            image, [geometry.resize_side], interpolation=InterpolationMode(geometry.interpolation), antialias=True
+        )
+    else:
+        # The film alone fills the square, to a fraction of a pixel; torchvision's resize knows whole pixels only.
+        shorter = min(extent)
+        sides = [int(geometry.resize_side * side / shorter) for side in extent]
+        # torch rounds side · factor down: the tiny addition keeps rounding errors from costing a line.
+        factors = [(wanted + 1e-6) / side for wanted, side in zip(sides, extent, strict=True)]
+        resized = nn.functional.interpolate(
+            image[None], scale_factor=factors, mode=geometry.interpolation, antialias=True
+        )[0]
     cropped: torch.Tensor = transforms.center_crop(resized, [geometry.image_size, geometry.image_size])
     return cropped
 
@@ -96,8 +114,10 @@ def _augmented(image: torch.Tensor, sha256: str, view: int, geometry: Geometry) 
         view_pixels = transforms.horizontal_flip(view_pixels)
     view_pixels = transforms.rotate(view_pixels, angle, interpolation=InterpolationMode.BILINEAR)
     view_pixels = transforms.adjust_contrast(view_pixels, contrast)
-    view_pixels = transforms.adjust_brightness(view_pixels, brightness)
-    view_pixels = transforms.adjust_gamma(view_pixels, gamma)
+    # Both change each of the 256 values by itself: to ask for those alone is the same, and ten times as fast.
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 256)
+    values = transforms.adjust_gamma(transforms.adjust_brightness(values, brightness), gamma)
+    view_pixels = torch.from_numpy(values.numpy().ravel()[view_pixels.numpy()])
     if softness < 1 / 3:
         view_pixels = transforms.gaussian_blur(view_pixels, [7, 7], [sigma, sigma])
     elif softness < 2 / 3:

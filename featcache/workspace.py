@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.check import Scan, scan
+from featcache.check import Quarantined, Scan, scan
 from featcache.errors import DataError, SettingsError, StoreError, nearest
-from featcache.images import ImageTable, discover, read_csv
+from featcache.images import ImageTable, discover, read_csv, strings
 from featcache.index import INDEX_NAME, PARTS_NAME
-from featcache.settings import Settings
+from featcache.settings import Settings, weights_of
+from featcache.sharing import Share, parse_share, share_from_environment
 from featcache.store import FeatureStore, open_store, store_folders
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
+    from featcache.engines import Engine
+    from featcache.recompute import Recomputed
     from featcache.runtime import Compute
 
 
@@ -58,8 +63,34 @@ def image_table(settings: Settings) -> ImageTable:
 
 
 def scan_images(settings: Settings, *, whole: bool = False, on_image: Callable[[int, int], None] | None = None) -> Scan:
-    """Hash the images of the data set; see ``check.scan``. ``on_image`` is told images done and in all."""
+    """Hash the images of the data set that their table gives no hash of; see ``check.scan``.
+
+    ``on_image`` is told images done and in all.
+    """
+    return _scanned(image_table(settings), settings, whole=whole, on_image=on_image)
+
+
+def hashed_table(
+    settings: Settings, *, on_image: Callable[[int, int], None] | None = None
+) -> tuple[ImageTable, tuple[Quarantined, ...]]:
+    """Every image of the data set, each file hashed anew, and those that cannot be read; these have no hash."""
     table = image_table(settings)
+    none = strings([""] * len(table))
+    scanned = _scanned(dataclasses.replace(table, sha256=none), settings, on_image=on_image)
+    lost = {row.image_id for row in scanned.quarantined}
+    read = np.array([image_id not in lost for image_id in table.image_id], bool)
+    sha256, width, height = none, np.zeros(len(table), np.int32), np.zeros(len(table), np.int32)
+    sha256[read], width[read], height[read] = scanned.table.sha256, scanned.table.width, scanned.table.height
+    return dataclasses.replace(table, sha256=sha256, width=width, height=height), scanned.quarantined
+
+
+def _scanned(
+    table: ImageTable,
+    settings: Settings,
+    *,
+    whole: bool = False,
+    on_image: Callable[[int, int], None] | None = None,
+) -> Scan:
     tell = None if on_image is None else lambda done: on_image(done, len(table))
     return scan(table, data_root(settings), whole=whole, on_image=tell)
 
@@ -73,28 +104,97 @@ def load_backbones(settings: Settings) -> list[Backbone]:
     """
     from featcache.backbones import load_backbone
 
-    weights = settings.weights or ["pretrained"]
-    if len(weights) == 1 and (len(settings.backbone) == 1 or weights[0] in ("random", "pretrained")):
-        weights = weights * len(settings.backbone)
-    if len(weights) != len(settings.backbone):
-        raise SettingsError(
-            f"{len(settings.backbone)} backbones but {len(weights)} weights: give one --weights for each --backbone in "
-            "the same order (a file, 'random' or 'pretrained')"
-        )
-    pairs = zip(settings.backbone, weights, strict=True)
+    pairs = zip(settings.backbone, weights_of(settings), strict=True)
     return [load_backbone(name, None if file == "pretrained" else file, settings.image_size) for name, file in pairs]
 
 
-def compute_of(settings: Settings) -> Compute:
-    """How to compute, as the settings say."""
-    from featcache.runtime import Compute
+def recompute_stores(
+    settings: Settings, backbones: Sequence[str], count: int, on_row: Callable[[int, int], None]
+) -> list[Recomputed]:
+    """Compute random rows of the data set's stores again; see ``recompute.recompute``.
 
+    Args:
+        settings: name data set, cache, and the weights of ``backbones``.
+        backbones: only the stores of these; all when empty.
+        count: rows a store.
+        on_row: told of rows done and in all.
+
+    Raises:
+        CxrError: no data set, no store, or weights that cannot be had here.
+    """
+    from featcache.backbones import load_backbone
+    from featcache.recompute import recompute
+
+    given = dict(zip(settings.backbone, weights_of(settings), strict=True)) if backbones else {}
+    found = []
+    for number, store in enumerate(stores := open_stores(settings, backbones)):
+        weights = next((given[name] for name in _names_of(store.path) if name in given), "pretrained")
+        backbone = load_backbone(
+            store.spec.backbone, None if weights == "pretrained" else weights, store.spec.image_size
+        )
+        tell = lambda done, total, before=number * count: on_row(before + done, len(stores) * total)  # noqa: E731
+        found.append(recompute(store, data_root(settings), backbone, count, compute=compute_of(settings), on_row=tell))
+    return found
+
+
+def compute_of(settings: Settings) -> Compute:
+    """How to compute, as the settings say; under torchrun on the GPU that is this process's.
+
+    Raises:
+        SettingsError: devices of different kinds: their features would differ in the last bits.
+        BackboneError: there is no GPU.
+    """
+    from featcache.runtime import Compute, cuda_devices
+
+    device = settings.device
+    if settings.devices:
+        if len({name.partition(":")[0] for name in settings.devices}) > 1:
+            raise SettingsError(f"--devices are {', '.join(settings.devices)}: all must be of one kind, cpu or cuda")
+        device = "cuda" if settings.devices == ["all"] else settings.devices[0]
+    elif device == "auto" and "LOCAL_RANK" in os.environ and cuda_devices():
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    elif settings.engine == "ray" and device == "auto":
+        # The nodes' devices count, and not those of the machine that hands out the work.
+        device = "cuda" if settings.ray_gpus else "cpu"
     return Compute(
-        device=settings.device,
+        device=device,
         runtime=settings.runtime,
         precision=settings.precision,
         batch_size=settings.extract_batch_size,
+        **({"threads": settings.threads} if settings.threads else {}),
     )
+
+
+def engine_of(settings: Settings, backbones: Sequence[Backbone]) -> Engine:
+    """Where parts are made, as the settings say.
+
+    Raises:
+        EngineError: Ray is not installed or not there.
+        BackboneError: there is no such device.
+    """
+    from featcache.engines import InProcess, OnDevices
+    from featcache.runtime import choose_device, cuda_devices
+
+    if settings.engine == "ray":
+        from featcache.ray_engine import OnRay
+
+        return OnRay(threads=settings.threads or 2, gpus=settings.ray_gpus)
+    if settings.devices:
+        named = settings.devices if settings.devices != ["all"] else cuda_devices()
+        return OnDevices([choose_device(name) for name in named or ["cuda"]])
+    return InProcess(backbones)
+
+
+def share_of(settings: Settings) -> tuple[Share, str]:
+    """This process's share of the extraction, and a note on where that was found out unasked.
+
+    Raises:
+        SettingsError: it is spelled wrongly.
+    """
+    if settings.worker is not None:
+        return parse_share(settings.worker), ""
+    share, variable = share_from_environment(os.environ)
+    return share, f"worker {share}, by {variable}: say --worker 1/1 to do all of it here" if share.count > 1 else ""
 
 
 def open_stores(settings: Settings, backbones: Sequence[str] = ()) -> list[FeatureStore]:
@@ -132,8 +232,8 @@ def open_stores(settings: Settings, backbones: Sequence[str] = ()) -> list[Featu
 def present_table(settings: Settings, stores: Sequence[FeatureStore]) -> tuple[ImageTable | None, str]:
     """The data set's images as they are now, and what the user should know of them.
 
-    A fit uses no row whose image has changed, so the files are hashed again; where they do not lie here, the
-    image table kept in the store stands for them.
+    A fit uses no row whose image has changed, so the files are hashed again, unless a table gives their hashes; where
+    they do not lie here, the image table kept in the store stands for them.
 
     Raises:
         DataError: the folder is there and holds no images.

@@ -18,6 +18,7 @@ from featcache.errors import BackboneError
 from featcache.networks import PooledNetwork, Preprocessing
 from featcache.runtime import Compute, Forward, choose_device, choose_precision, choose_runtime, compile_forward
 from featcache.spec import Runtime
+from featcache.work import Source
 
 BATCH = 6
 RUNTIMES: list[Runtime] = ["torch", "openvino"]
@@ -197,11 +198,15 @@ def test_a_processor_computes_in_bfloat16_only_where_that_is_fast(
     assert choose_precision("float16", "cpu") == "float16"
 
 
-@pytest.mark.parametrize(("supported", "precision"), [(True, "bfloat16"), (False, "float16")])
-def test_an_accelerator_computes_in_bfloat16_or_else_float16(
-    monkeypatch: pytest.MonkeyPatch, supported: bool, precision: str
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    # A T4 is 7.5: torch.cuda.is_bf16_supported() would say yes of it, because it can emulate.
+    [((7, 5), "float16"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")],
+)
+def test_an_accelerator_computes_in_bfloat16_where_that_is_fast_or_else_float16(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert choose_precision("auto", "cuda:0") == precision
     assert choose_precision("float32", "cuda:0") == "float32"
 
@@ -227,7 +232,14 @@ def test_a_network_that_openvino_cannot_take_names_the_way_out() -> None:
         image_size=16, resize_side=16, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
     )
     network = PooledNetwork(Moody(), preprocessing).eval()
-    backbone = Backbone(name="own:moody", network=network, preprocessing=preprocessing, weights_sha256="0" * 64, dim=3)
+    backbone = Backbone(
+        name="own:moody",
+        network=network,
+        preprocessing=preprocessing,
+        weights_sha256="0" * 64,
+        dim=3,
+        source=Source(name="own:moody"),
+    )
     with pytest.raises(BackboneError, match=r"^OpenVINO cannot take own:moody \(.+\): say --runtime torch$"):
         compile_forward(backbone, 2, runtime="openvino", precision="float32", device="cpu")
     # What it advises works.

@@ -425,6 +425,18 @@ def test_a_column_that_leads_out_or_claims_too_much_is_refused_unread(store: Pat
         assert f"is damaged (/{name} {reason})" in refused(lambda: open_store(store))
 
 
+def test_a_name_that_is_no_utf8_is_found_when_the_image_table_is_asked_for(store: Path) -> None:
+    with h5py.File(store / INDEX_NAME, "r+", libver=LIBVER) as file:
+        names = file["image_id"][:]
+        names[2] = b"\xff"
+        file["image_id"][:] = names
+    opened = open_store(store)
+    assert opened.view_count == 3
+    message = refused(lambda: opened.image_table)
+    assert message.startswith(f"{store / INDEX_NAME} is damaged ('utf-8' codec can't decode byte 0xff")
+    assert [line.partition(" (")[0] for line in verify_store(store)] == [f"{store / INDEX_NAME} is damaged"]
+
+
 # --- verify
 
 

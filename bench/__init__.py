@@ -1,0 +1,1 @@
+"""Measurements, run from the repository's root as ``python -m bench.scale``; results stand in docs/benchmarks.md."""

@@ -1,0 +1,334 @@
+"""How near ``cxr extract`` comes to the machine's limit, and how far it is ahead of what people write.
+
+``make bench-extract DATA=/path/to/chest_xray NATIVE=/path/to/films`` prints the tables and writes them to
+``docs/benchmarks.md``. Every claim is a ratio of two rates measured in turn within one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transforms
+
+from bench.machine import describe, show, write_section
+from featcache import loading
+from featcache.backbones import Backbone, load_backbone
+from featcache.check import Scan, scan
+from featcache.decode import WHOLE, decode, decode_for, eighths_for
+from featcache.extraction import Summary, extract
+from featcache.images import discover
+from featcache.networks import Preprocessing
+from featcache.planning import spec_of
+from featcache.progress import Progress
+from featcache.runtime import Compute, choose_precision, choose_runtime, choose_streams, compile_forward
+from featcache.views import Geometry, render
+
+PAPER = ("resnet50", "vgg19", "inception_v3", "efficientnet_b4")
+ROUNDS = 3
+
+
+def main() -> None:
+    """Measure and write it down."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--data", type=Path, required=True, help="a data set's folder")
+    arguments.add_argument("--native", type=Path, help="a folder of films at native size")
+    arguments.add_argument("--seconds", type=float, default=20.0, help="of bare forward that each part is sized for")
+    arguments.add_argument("--only", choices=["end", "limit", "peers", "once", "native"], nargs="*")
+    given = arguments.parse_args()
+    films = scan(discover(given.data), given.data)
+    parts: dict[str, Callable[[], list[str]]] = {
+        "end": lambda: end_to_end(films, given.data, given.seconds),
+        "limit": lambda: limit(),
+        "peers": lambda: peers(films, given.data, given.seconds),
+        "once": lambda: decode_once(films, given.data, given.seconds),
+        "native": lambda: native(sorted(given.native.rglob("*.jpeg"))) if given.native else [],
+    }
+    titles = {
+        "end": "Extraction end to end against the bare forward",
+        "limit": "The bare forward against the machine's matrix products",
+        "peers": "Against what people write",
+        "once": "Two backbones, eight views, one decode",
+        "native": "Films at native size",
+    }
+    for name, measure in parts.items():
+        if not given.only or name in given.only:
+            lines = measure()
+            if lines:
+                write_section(f"extract-{name}", titles[name], [*lines, "", *describe()])
+
+
+# --- what is measured ---
+
+
+def bare_rate(backbone: Backbone, seconds: float, batch_size: int = 16) -> float:
+    """Images a second of the best way that we know to run the network on pixels already in memory."""
+    compute = Compute()
+    device = "cpu"
+    runtime = choose_runtime("auto", device)
+    forward = compile_forward(
+        backbone, batch_size, runtime=runtime, precision=choose_precision("auto", device), device=device
+    )
+    side = backbone.preprocessing.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (batch_size, 3, side, side), np.uint8)
+    streams = choose_streams(runtime, device, compute.threads)
+    with ThreadPoolExecutor(streams) as pool:
+        list(pool.map(forward, [pixels] * streams))
+        started, done = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            done += sum(map(len, pool.map(forward, [pixels] * (2 * streams))))
+        return done / (time.perf_counter() - started)
+
+
+def pass_rate(films: Scan, root: Path, backbones: Sequence[Backbone], views: int = 1) -> tuple[float, Summary]:
+    """Images a second from the first hash to the last byte written; loading and compiling networks is not counted."""
+    first: list[float] = []
+
+    def begun(_: Progress) -> None:
+        first.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as cache:
+        started = time.perf_counter()
+        again = scan(films.table, root)
+        hashed = time.perf_counter() - started
+        summaries = extract(again, root, Path(cache), backbones, views=views, on_progress=begun)
+        seconds = hashed + time.perf_counter() - first[0]
+    return (len(films.table) - 1) / seconds, summaries[0]
+
+
+def some(films: Scan, count: int) -> Scan:
+    """Every n-th image, about ``count``; at least a part's worth."""
+    step = max(1, len(films.table) // max(count, 64))
+    return Scan(table=films.table.take(np.arange(0, len(films.table), step)), quarantined=(), odd=())
+
+
+def end_to_end(films: Scan, root: Path, seconds: float) -> list[str]:
+    """Point 1: rate of the whole pass over that of the bare forward."""
+    rows = []
+    for name, weights in (("efficientnet_lite0", None), ("resnet50", "random")):
+        backbone = load_backbone(name, weights)
+        sample = some(films, int(bare_rate(backbone, 2) * seconds))
+        ratios, bares, passes = [], [], []
+        for _ in range(ROUNDS):
+            before = bare_rate(backbone, seconds / 4)
+            rate, _ = pass_rate(sample, root, [backbone])
+            bare = (before + bare_rate(backbone, seconds / 4)) / 2
+            ratios.append(rate / bare)
+            bares.append(bare)
+            passes.append(rate)
+        rows.append(
+            [name, str(len(sample.table)), *(f"{statistics.median(x):.1f}" for x in (bares, passes)), *spread(ratios)]
+        )
+    header = ["backbone", "images", "bare forward, img/s", "whole pass, img/s", "ratio", "least … most"]
+    return show(header, rows)
+
+
+def ceiling(seconds: float = 2.0) -> float:
+    """The best rate of float32 matrix products, in GFLOP/s, over some sizes."""
+    best = 0.0
+    for size in (1024, 2048, 3072):
+        left, right = torch.rand(size, size), torch.rand(size, size)
+        torch.mm(left, right)
+        started, done = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            torch.mm(left, right)
+            done += 1
+        best = max(best, 2 * size**3 * done / (time.perf_counter() - started) / 1e9)
+    return best
+
+
+def limit() -> list[str]:
+    """Point 2: share of the matrix-product ceiling, and likeness to the plain float32 feature."""
+    rows = []
+    for name in PAPER:
+        backbone = load_backbone(name, "random")
+        side = backbone.preprocessing.image_size
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            backbone.network(torch.zeros((1, 3, side, side), dtype=torch.uint8))
+        work = counter.get_total_flops() / 1e9
+        top, rate = ceiling(), bare_rate(backbone, 8)
+        rows.append([name, str(side), f"{work:.1f}", f"{rate:.1f}", f"{work * rate:.0f}", f"{top:.0f}",
+                     f"{100 * work * rate / top:.0f} %", f"{likeness(backbone):.6f}"])  # fmt: skip
+    header = ["backbone", "pixels", "GFLOP an image", "img/s", "GFLOP/s", "float32 products, GFLOP/s", "share",
+              "least cosine to eager float32"]  # fmt: skip
+    return show(header, rows)
+
+
+def likeness(backbone: Backbone, batch_size: int = 8) -> float:
+    """Least cosine between a feature as we compute it and as eager torch does in float32."""
+    side = backbone.preprocessing.image_size
+    row, column = np.mgrid[:side, :side] / side
+    waves = np.random.default_rng(0).uniform(1, 20, (batch_size * 3, 2))
+    pixels = np.array([127 + 127 * np.sin(a * row + b * column) for a, b in waves], np.uint8)
+    pixels = pixels.reshape(batch_size, 3, side, side)
+    ours = compile_forward(
+        backbone, batch_size, runtime="openvino", precision=choose_precision("auto", "cpu"), device="cpu"
+    )(pixels)
+    with torch.no_grad():
+        plain = backbone.network(torch.from_numpy(pixels)).numpy()
+    return float((np.sum(ours * plain, 1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(plain, axis=1)).min())
+
+
+def peers(films: Scan, root: Path, seconds: float) -> list[str]:
+    """Point 3: seconds of the usual loop over ours, on the same images."""
+    rows = []
+    for name in PAPER:
+        backbone = load_backbone(name, "random")
+        sample = some(films, int(bare_rate(backbone, 2) * seconds / 2))
+        files = [str(root / image_id) for image_id in sample.table.image_id]
+        ratios, ours, theirs = [], [], []
+        for _ in range(ROUNDS):
+            rate, _ = pass_rate(sample, root, [backbone])
+            peer = len(files) / peer_seconds("loop", name, files)
+            ratios.append(rate / peer)
+            ours.append(rate)
+            theirs.append(peer)
+        rates = [f"{statistics.median(found):.1f}" for found in (theirs, ours)]
+        rows.append([name, str(len(files)), *rates, *spread(ratios)])
+    header = ["backbone", "images", "DataLoader + Pillow + timm + torch.save, img/s", "cxr extract, img/s", "ratio",
+              "least … most"]  # fmt: skip
+    return show(header, rows)
+
+
+def peer_seconds(peer: str, name: str, files: Sequence[str]) -> float:
+    """Run a peer in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.peers", peer, name, "random", *files],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"},
+    )
+    return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+
+
+def decode_once(films: Scan, root: Path, seconds: float) -> list[str]:
+    """Point 4: time of two backbones and eight views over the sum of the bare forwards; files decoded."""
+    views, names = 8, (("efficientnet_lite0", None), ("resnet50", "random"))
+    backbones = [load_backbone(name, weights) for name, weights in names]
+    bare = [bare_rate(backbone, 3) for backbone in backbones]
+    sample = some(films, int(2 * seconds / views / sum(1 / rate for rate in bare)))
+    ratios, counts = [], []
+    for _ in range(ROUNDS):
+        before = [bare_rate(backbone, seconds / 8) for backbone in backbones]
+        with mock.patch.object(loading, "decode_for", side_effect=decode_for) as decoded:
+            rate, _ = pass_rate(sample, root, backbones, views)
+        after = [bare_rate(backbone, seconds / 8) for backbone in backbones]
+        needed = views * sum(2 / (a + b) for a, b in zip(before, after, strict=True))
+        ratios.append(1 / rate / needed)
+        # A file is decoded once a size; backbones whose floors give the same size share it.
+        counts.append(
+            sum(len({_eighths(call.args[0], floor) for floor in call.args[1]}) for call in decoded.mock_calls)
+        )
+    distinct = len(set(sample.table.sha256))
+    row = [" + ".join(b.name for b in backbones), str(views), str(distinct), str(max(counts)), *spread(ratios)]
+    return show(["backbones", "views", "images", "decoded", "time / sum of bare forwards", "least … most"], [row])
+
+
+def _eighths(film: bytes, floor: int | None) -> int:
+    return eighths_for(min(Image.open(io.BytesIO(film)).size), floor)
+
+
+def native(files: Sequence[Path]) -> list[str]:
+    """Point 5: reading large films, against the usual full decode and resize, one thread each."""
+    torch.set_num_threads(1)
+    data = [file.read_bytes() for file in files]
+    rows = []
+    for name, weights in (("efficientnet_lite0", None), ("efficientnet_b4", "random")):
+        backbone = load_backbone(name, weights)
+        preprocessing, floor = backbone.preprocessing, spec_of(backbone).decode_floor
+        ways: dict[str, Callable[[bytes], object]] = {
+            "usual": functools.partial(usual_view, preprocessing, "RGB"),
+            "grey": functools.partial(usual_view, preprocessing, "L"),
+            "whole": functools.partial(clean_view, preprocessing, None),
+            "cxr": functools.partial(clean_view, preprocessing, floor),
+        }
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        for _, (way, read) in itertools.product(range(ROUNDS), ways.items()):
+            started = time.perf_counter()
+            for film in data:
+                read(film)
+            times[way].append((time.perf_counter() - started) / len(data) * 1e3)
+        middle = {way: statistics.median(found) for way, found in times.items()}
+        shrunk = sum(eighths_for(min(decode(film).shape[:2]), floor) < WHOLE for film in data)
+        whole, small = (
+            features(backbone, [clean_view(preprocessing, least, film) for film in data]) for least in (None, floor)
+        )
+        cosine = np.sum(whole * small, 1) / np.linalg.norm(whole, axis=1) / np.linalg.norm(small, axis=1)
+        rows.append(
+            [
+                f"{backbone.name}, {preprocessing.resize_side} px",
+                f"{shrunk} of {len(data)}",
+                *(f"{middle[way]:.1f}" for way in ways),
+                *(f"{middle[way] / middle['cxr']:.1f}" for way in ("usual", "grey", "whole")),
+                f"{cosine.min():.5f}",
+            ]
+        )
+    header = [
+        "for",
+        "shrunk",
+        "Pillow in RGB (timm's way), ms",
+        "Pillow in grey, ms",
+        "cxr, whole, ms",
+        "cxr, ms",
+        "ratio to RGB",
+        "to grey",
+        "to whole",
+        "least cosine to the whole decode",
+    ]
+    return show(header, rows)
+
+
+def usual_view(preprocessing: Preprocessing, colours: str, film: bytes) -> object:
+    """What a timm transform does before it makes a tensor: full decode, resize, crop."""
+    image = Image.open(io.BytesIO(film)).convert(colours)
+    mode = InterpolationMode(preprocessing.interpolation)
+    return transforms.center_crop(transforms.resize(image, preprocessing.resize_side, mode), preprocessing.image_size)
+
+
+def clean_view(preprocessing: Preprocessing, floor: int | None, film: bytes) -> NDArray[np.uint8]:
+    """Our clean view, [1, c, S, S] uint8."""
+    geometry = Geometry(
+        image_size=preprocessing.image_size,
+        resize_side=preprocessing.resize_side,
+        interpolation=preprocessing.interpolation,
+    )
+    seen = decode_for(film, [floor])[floor]
+    return render(seen.pixels, "0" * 64, [0], geometry, (seen.height, seen.width)).numpy()
+
+
+def features(backbone: Backbone, images: Sequence[NDArray[np.uint8]], batch_size: int = 8) -> NDArray[np.float32]:
+    """Features of clean views, each [1, c, S, S]."""
+    forward = compile_forward(backbone, batch_size, runtime="openvino", precision="float32", device="cpu")
+    side = backbone.preprocessing.image_size
+    pixels = np.stack([np.broadcast_to(image[0], (3, side, side)) for image in images])
+    pixels = np.concatenate([pixels, pixels[: -len(pixels) % batch_size]])
+    return np.concatenate([forward(batch) for batch in np.split(pixels, len(pixels) // batch_size)])[: len(images)]
+
+
+def spread(ratios: Sequence[float]) -> list[str]:
+    """Median, and least to most."""
+    return [f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} … {max(ratios):.2f}"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What the benchmarks share: what the machine is, tables, and sections of ``docs/benchmarks.md``."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from featcache import atomic
+
+BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+HEADING = """# Benchmarks
+
+Each section is written by the command that it names, on the machine that it names; run it again to replace it.
+"""
+
+PACKAGES = ("numpy", "h5py", "torch", "torchvision", "timm", "openvino", "pillow", "simplejpeg")
+
+
+def describe() -> list[str]:
+    """The machine, what is installed, and the day, as lines for a section."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
+    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    packages = [f"{name} {found}" for name in ("cxr", *PACKAGES) if (found := _version(name))]
+    day = dt.datetime.now(dt.UTC).date().isoformat()
+    return [
+        f"{day}; {_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB; {system}; load of 1, 5, 15 minutes {load}.",
+        f"Python {platform.python_version()}, {', '.join(packages)}.",
+    ]
+
+
+def show(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> list[str]:
+    """Print a table, its first column as words and the others as numbers, and return it as lines of Markdown."""
+    table = Table(title=escape(title) or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(header):
+        table.add_column(escape(name), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(highlight=False, emoji=False).print(table)
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (header, rule, *rows)]
+
+
+def write_section(name: str, title: str, lines: Sequence[str]) -> None:
+    """Replace one section of ``docs/benchmarks.md``, or add it at the end; the others stay as they are.
+
+    Args:
+        name: the section stands between ``<!-- name -->`` and ``<!-- /name -->``.
+        title: its heading.
+        lines: its text, in Markdown.
+
+    Raises:
+        ValueError: the section that is there has no end.
+        WriteError: the file cannot be written.
+    """
+    text = BENCHMARKS.read_text(encoding="utf-8") if BENCHMARKS.exists() else HEADING
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    section = "\n".join([start, f"## {title}", "", *lines, end])
+    before, there, rest = text.partition(start)
+    if there:
+        _, ended, after = rest.partition(end)
+        if not ended:
+            raise ValueError(f"{BENCHMARKS.name} has {start} and no {end} after it")
+        atomic.write_text(BENCHMARKS, before + section + after)
+    else:
+        atomic.write_text(BENCHMARKS, f"{text.rstrip()}\n\n{section}\n")
+
+
+def _processor() -> str:
+    """The processor's name and the widest vector instructions that it tells of."""
+    facts = Path("/proc/cpuinfo")
+    if not facts.exists():
+        return platform.processor() or platform.machine()
+    pairs = (line.partition(":") for line in facts.read_text(encoding="utf-8").splitlines())
+    known = {key.strip(): value.strip() for key, _, value in pairs}
+    flags = set(known.get("flags", "").split())
+    wide = [name for name, flag in (("AVX2", "avx2"), ("AVX-512", "avx512f"), ("AMX", "amx_tile")) if flag in flags]
+    return f"{known.get('model name', platform.machine())} ({', '.join(wide) or 'no AVX2'})"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

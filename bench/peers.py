@@ -1,0 +1,79 @@
+"""What people write to keep a backbone's features: the peers that ``bench.extract`` measures against.
+
+Each runs in a process of its own: ``python -m bench.peers loop resnet50 random IMAGE…`` prints its seconds as JSON.
+Loading the network is not counted, nor is it for cxr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
+from torch.utils.data import DataLoader, Dataset
+
+from featcache.backbones import SHORT_NAMES, load_backbone
+
+BATCH = 32
+
+
+class Films(Dataset[torch.Tensor]):
+    """Image files, opened by Pillow and put through the transform that timm makes for the weights."""
+
+    def __init__(self, files: Sequence[str], transform: Callable[[Image.Image], torch.Tensor]) -> None:
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.transform(Image.open(self.files[index]).convert("RGB"))
+
+
+def loop(name: str, weights: str, files: Sequence[str]) -> float:
+    """DataLoader + Pillow + timm in float32, saved with torch.save; seconds."""
+    backbone = load_backbone(name, None if weights == "pretrained" else weights)
+    model: Any = backbone.network.model  # timm's own module, without cxr's normalisation and pooling
+    config = resolve_model_data_config(timm.create_model(SHORT_NAMES.get(name, name)))  # type: ignore[no-untyped-call]
+    transform = create_transform(**config, is_training=False)
+    started = time.perf_counter()
+    features = []
+    with torch.no_grad():
+        for images in DataLoader(Films(files, transform), batch_size=BATCH, num_workers=2):
+            features.append(model.forward_features(images).mean((2, 3)))
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(torch.cat(features), Path(folder) / "features.pt")
+    return time.perf_counter() - started
+
+
+def thingsvision(name: str, weights: str, files: Sequence[str]) -> float:
+    """Thingsvision's own extractor on the same timm network; seconds."""
+    library = importlib.import_module("thingsvision")
+    data = importlib.import_module("thingsvision.utils.data")
+    full = SHORT_NAMES.get(name, name)
+    extractor = library.get_extractor(model_name=full, source="timm", device="cpu", pretrained=weights == "pretrained")
+    with tempfile.TemporaryDirectory() as folder:
+        for number, file in enumerate(files):
+            (Path(folder) / f"{number:06d}.jpeg").symlink_to(Path(file).resolve())
+        dataset = data.ImageDataset(
+            root=folder, out_path=folder, backend=extractor.get_backend(), transforms=extractor.get_transformations()
+        )
+        batches = data.DataLoader(dataset=dataset, batch_size=BATCH, backend=extractor.get_backend())
+        started = time.perf_counter()
+        extractor.extract_features(batches=batches, module_name="global_pool", flatten_acts=True, output_type="ndarray")
+        return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    peer, network, given, *images = sys.argv[1:]
+    print(json.dumps({"seconds": {"loop": loop, "thingsvision": thingsvision}[peer](network, given, images)}))

@@ -1,0 +1,70 @@
+"""The benchmarks run, and each writes its own section alone."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from bench import machine, scale
+
+
+@pytest.fixture
+def benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(machine, "BENCHMARKS", tmp_path / "benchmarks.md")
+    return tmp_path / "benchmarks.md"
+
+
+def test_a_section_is_added_at_the_end_and_replaced_in_its_place(benchmarks: Path) -> None:
+    machine.write_section("one", "First", ["a", "b"])
+    machine.write_section("two", "Second", ["c"])
+    machine.write_section("one", "First again", ["d"])
+    first = "<!-- one -->\n## First again\n\nd\n<!-- /one -->"
+    second = "<!-- two -->\n## Second\n\nc\n<!-- /two -->"
+    assert benchmarks.read_text() == f"{machine.HEADING}\n{first}\n\n{second}\n"
+
+
+def test_what_stands_around_a_section_stays(benchmarks: Path) -> None:
+    benchmarks.write_text("before\n<!-- one -->\nold\n<!-- /one -->\nafter\n")
+    machine.write_section("one", "New", ["line"])
+    assert benchmarks.read_text() == "before\n<!-- one -->\n## New\n\nline\n<!-- /one -->\nafter\n"
+
+
+def test_a_section_without_an_end_is_not_written_over(benchmarks: Path) -> None:
+    benchmarks.write_text("<!-- one -->\nold\n")
+    with pytest.raises(ValueError, match="has <!-- one --> and no <!-- /one --> after it"):
+        machine.write_section("one", "New", [])
+    assert benchmarks.read_text() == "<!-- one -->\nold\n"
+
+
+def test_the_machine_is_described_without_its_name() -> None:
+    told = " ".join(machine.describe())
+    assert "cores" in told
+    assert "numpy" in told
+    assert platform.node() not in told
+
+
+def test_a_table_is_printed_and_comes_back_as_markdown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert machine.show(["step", "s"], [["read|write", "1.0"]]) == [
+        "| step | s |",
+        "| --- | ---: |",
+        "| read/write | 1.0 |",
+    ]
+    assert "read|write" in capsys.readouterr().out
+
+
+def test_the_scale_benchmark_measures_all_that_it_shows(tmp_path: Path) -> None:
+    measured = set()
+    for name, step in scale.STEPS.items():
+        case = scale.Case(folder=tmp_path, parts=5, images=3)
+        step(case)
+        measured |= {(name, piece) for piece in case.laps}
+    assert scale.SHOWN.keys() <= measured
+
+
+def test_a_step_of_the_scale_benchmark_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
+    scale.make(scale.Case(folder=tmp_path, parts=2, images=3))
+    outcome = scale.child("table", tmp_path, parts=2, images=3)
+    assert set(outcome["laps"]) == {"read the CSV"}
+    assert outcome["peak"] > 10e6
