@@ -4,7 +4,7 @@ BIN := .venv/bin
 PHANTOMS := cache/demo/phantoms
 DATA ?= $(PHANTOMS)
 
-.PHONY: demo test check format bench-scale clean
+.PHONY: demo test faults check format bench-extract bench-scale clean
 
 demo: .venv/installed  ## the whole main job, on synthetic phantoms or on DATA=/path/to/chest_xray
 ifeq ($(DATA),$(PHANTOMS))
@@ -18,6 +18,10 @@ endif
 test: .venv/installed  ## every test; those marked 'real' need CXR_DATA=/path/to/chest_xray
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=10
 
+faults: .venv/installed  ## the fault tests with ten times the random instants of 'make test'
+	@echo "kills, interrupts and damage at 100 random instants: some MINUTES minutes"
+	CXR_FAULT_INSTANTS=100 $(BIN)/python -m pytest tests/faults --durations=5
+
 check: .venv/installed  ## what CI checks besides the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -26,6 +30,9 @@ check: .venv/installed  ## what CI checks besides the tests
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-extract: .venv/installed  ## extraction against the machine's limit and against peers: DATA=chest_xray NATIVE=films
+	$(BIN)/python -m bench.extract --data $(DATA) $(if $(NATIVE),--native $(NATIVE)) $(if $(THINGSVISION),--thingsvision $(THINGSVISION))
 
 bench-scale: .venv/installed  ## a million images: planning, opening, reading; writes its section of docs/benchmarks.md
 	$(BIN)/python -m bench.scale --write

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -511,9 +512,14 @@ def main() -> None:
 
     typer too exits 2 on wrong usage, and 130 on Ctrl-C; of the latter we say what it means for the work.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows no × shows ?, and the work is not lost for it.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # Before torch is loaded: OpenMP threads that wait without spinning train heads several times faster where other
     # processes want the same cores, and a quarter slower where none do (docs/log.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # In small letters: libgomp compares them by the rules of the locale, and a Turkish I is another letter.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except CxrError as error:

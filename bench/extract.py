@@ -44,7 +44,7 @@ from featcache.runtime import Compute, choose_precision, choose_runtime, choose_
 from featcache.views import Geometry, render
 
 PAPER = ("resnet50", "vgg19", "inception_v3", "efficientnet_b4")
-ROUNDS = 3
+ROUNDS = 2
 
 
 def main() -> None:
@@ -52,6 +52,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--data", type=Path, required=True, help="a data set's folder")
     arguments.add_argument("--native", type=Path, help="a folder of films at native size")
+    arguments.add_argument("--thingsvision", type=Path, help="the Python of an environment that has thingsvision")
     arguments.add_argument("--seconds", type=float, default=20.0, help="of bare forward that each part is sized for")
     arguments.add_argument("--only", choices=["end", "limit", "peers", "once", "native"], nargs="*")
     given = arguments.parse_args()
@@ -59,7 +60,7 @@ def main() -> None:
     parts: dict[str, Callable[[], list[str]]] = {
         "end": lambda: end_to_end(films, given.data, given.seconds),
         "limit": lambda: limit(),
-        "peers": lambda: peers(films, given.data, given.seconds),
+        "peers": lambda: peers(films, given.data, given.seconds, given.thingsvision),
         "once": lambda: decode_once(films, given.data, given.seconds),
         "native": lambda: native(sorted(given.native.rglob("*.jpeg"))) if given.native else [],
     }
@@ -80,7 +81,7 @@ def main() -> None:
 # --- what is measured ---
 
 
-def bare_rate(backbone: Backbone, seconds: float, batch_size: int = 16) -> float:
+def bare_rate(backbone: Backbone, seconds: float, batch_size: int = 8) -> float:
     """Images a second of the best way that we know to run the network on pixels already in memory."""
     compute = Compute()
     device = "cpu"
@@ -126,7 +127,7 @@ def end_to_end(films: Scan, root: Path, seconds: float) -> list[str]:
     rows = []
     for name, weights in (("efficientnet_lite0", None), ("resnet50", "random")):
         backbone = load_backbone(name, weights)
-        sample = some(films, int(bare_rate(backbone, 2) * seconds))
+        sample = some(films, max(640, int(bare_rate(backbone, 2) * seconds)))
         ratios, bares, passes = [], [], []
         for _ in range(ROUNDS):
             before = bare_rate(backbone, seconds / 4)
@@ -188,31 +189,35 @@ def likeness(backbone: Backbone, batch_size: int = 8) -> float:
     return float((np.sum(ours * plain, 1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(plain, axis=1)).min())
 
 
-def peers(films: Scan, root: Path, seconds: float) -> list[str]:
-    """Point 3: seconds of the usual loop over ours, on the same images."""
+def peers(films: Scan, root: Path, seconds: float, thingsvision: Path | None) -> list[str]:
+    """Point 3: our rate over those of the usual loop and of thingsvision, on the same images."""
+    starts = {"DataLoader + Pillow + timm + torch.save": [sys.executable, "-m", "bench.usual_loop", "{name}", "random"]}
+    if thingsvision:
+        script = Path(__file__).with_name("thingsvision_peer.py")
+        starts["thingsvision"] = [str(thingsvision.absolute()), str(script), "{name}"]
     rows = []
     for name in PAPER:
         backbone = load_backbone(name, "random")
         sample = some(films, int(bare_rate(backbone, 2) * seconds / 2))
         files = [str(root / image_id) for image_id in sample.table.image_id]
-        ratios, ours, theirs = [], [], []
-        for _ in range(ROUNDS):
-            rate, _ = pass_rate(sample, root, [backbone])
-            peer = len(files) / peer_seconds("loop", name, files)
-            ratios.append(rate / peer)
-            ours.append(rate)
-            theirs.append(peer)
-        rates = [f"{statistics.median(found):.1f}" for found in (theirs, ours)]
-        rows.append([name, str(len(files)), *rates, *spread(ratios)])
-    header = ["backbone", "images", "DataLoader + Pillow + timm + torch.save, img/s", "cxr extract, img/s", "ratio",
-              "least … most"]  # fmt: skip
+        for peer, start in starts.items():
+            ratios, ours, theirs = [], [], []
+            for _ in range(ROUNDS):
+                rate, _ = pass_rate(sample, root, [backbone])
+                needed = peer_seconds([word.format(name=name) for word in start], files)
+                ratios.append(rate * needed / len(files))
+                ours.append(rate)
+                theirs.append(len(files) / needed)
+            rates = [f"{statistics.median(found):.1f}" for found in (theirs, ours)]
+            rows.append([name, peer, str(len(files)), *rates, *spread(ratios)])
+    header = ["backbone", "peer", "images", "peer, img/s", "cxr extract, img/s", "ratio", "least … most"]
     return show(header, rows)
 
 
-def peer_seconds(peer: str, name: str, files: Sequence[str]) -> float:
+def peer_seconds(start: Sequence[str], files: Sequence[str]) -> float:
     """Run a peer in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "bench.peers", peer, name, "random", *files],
+        [*start, *files],
         capture_output=True,
         text=True,
         check=True,

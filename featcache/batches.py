@@ -30,16 +30,18 @@ class Runner:
         self.lock = threading.Lock()
         self.forward = self._compiled()
         self.pool = ThreadPoolExecutor(streams, "forward")
+        self.pool.submit(int)  # Starts a thread while there is memory for one.
         # One waiting for each that runs: no stream idles, and no more memory than that is held.
         self.room = threading.BoundedSemaphore(2 * streams)
 
-    def submit(self, pixels: NDArray[np.uint8]) -> Future[NDArray[np.float32]]:
-        """Start a batch, [n, 3, S, S] uint8 with n at most ``batch_size``; waits while too many are under way.
+    def submit(self, views: list[NDArray[np.uint8]]) -> Future[tuple[NDArray[np.float32], int]]:
+        """Start a batch of n views, each [c, S, S] uint8 with c = 1 or 3; waits while too many are under way.
 
-        The future gives [n, D] float32, or raises what ``Forward`` raises.
+        The future gives features [n, D] float32 and the batch size that they were computed at, or raises what
+        ``Forward`` raises.
         """
         self.room.acquire()
-        future = self.pool.submit(self._run, pixels)
+        future = self.pool.submit(self._run, views)
         future.add_done_callback(lambda _: self.room.release())
         return future
 
@@ -47,17 +49,17 @@ class Runner:
         """Drop what has not begun."""
         self.pool.shutdown(cancel_futures=True)
 
-    def _run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _run(self, views: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], int]:
         while True:
             with self.lock:
                 forward, size = self.forward, self.batch_size
             try:
-                pieces = [pixels[start : start + size] for start in range(0, len(pixels), size)]
-                return np.concatenate([forward(_padded(piece, size))[: len(piece)] for piece in pieces])
-            except OutOfMemoryError as error:
+                pieces = [views[start : start + size] for start in range(0, len(views), size)]
+                return np.concatenate([forward(_stacked(piece, size))[: len(piece)] for piece in pieces]), size
+            except (OutOfMemoryError, MemoryError) as error:
                 self._halve(size, error)
 
-    def _halve(self, size: int, error: OutOfMemoryError) -> None:
+    def _halve(self, size: int, error: Exception) -> None:
         """Go on with half of ``size``, unless another batch has seen to it."""
         with self.lock:
             if self.batch_size == size:
@@ -71,7 +73,7 @@ class Runner:
             except OutOfMemoryError as error:
                 self._shrink(error)
 
-    def _shrink(self, error: OutOfMemoryError) -> None:
+    def _shrink(self, error: Exception) -> None:
         if self.batch_size == 1:
             raise BackboneError(
                 f"{self.name} has no room for a single image ({error}): free memory, or use a smaller --image-size"
@@ -81,15 +83,17 @@ class Runner:
         self.batch_size = half
 
 
-def _padded(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Pixels of ``size`` images, the last ones black.
+def _stacked(views: list[NDArray[np.uint8]], size: int) -> NDArray[np.uint8]:
+    """Pixels [size, 3, S, S] of some views; where they are fewer, the last are black.
 
     A fixed size is what makes a feature independent of its neighbours: the network runs the same instructions
     whichever images share the batch.
     """
-    if len(pixels) == size:
-        return pixels
-    return np.concatenate([pixels, np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)])
+    side = views[0].shape[-1]
+    pixels = np.zeros((size, 3, side, side), np.uint8)
+    for place, view in zip(pixels, views, strict=False):
+        place[:] = view
+    return pixels
 
 
 class Batches:
@@ -99,31 +103,27 @@ class Batches:
         sha256: content hashes of the images, in the order in which they came.
     """
 
-    def __init__(self, runner: Runner, side: int) -> None:
-        self.runner, self.side = runner, side
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
         self.sha256: list[str] = []
-        self.under_way: list[Future[NDArray[np.float32]]] = []
-        self._start()
-
-    def _start(self) -> None:
-        self.filled = 0
-        self.pixels = np.empty((self.runner.batch_size, 3, self.side, self.side), np.uint8)
+        self.views: list[NDArray[np.uint8]] = []
+        self.under_way: list[Future[tuple[NDArray[np.float32], int]]] = []
 
     def add(self, sha256: str, views: NDArray[np.uint8]) -> None:
         """Add one image's views, [v, c, S, S] uint8 with c = 1 or 3."""
         self.sha256.append(sha256)
         for view in views:
-            self.pixels[self.filled] = view
-            self.filled += 1
-            if self.filled == len(self.pixels):
+            self.views.append(view)
+            if len(self.views) >= self.runner.batch_size:
                 self.flush()
 
     def flush(self) -> None:
         """Start what has been gathered."""
-        if self.filled:
-            self.under_way.append(self.runner.submit(self.pixels[: self.filled]))
-            self._start()
+        if self.views:
+            self.under_way.append(self.runner.submit(self.views))
+            self.views = []
 
-    def features(self) -> NDArray[np.float32]:
-        """All features, [images · views, D] float32, when they are there."""
-        return np.concatenate([future.result() for future in self.under_way])
+    def computed(self) -> tuple[NDArray[np.float32], int]:
+        """All features, [images · views, D] float32, when they are there, and the least batch size among them."""
+        features, sizes = zip(*(future.result() for future in self.under_way), strict=True)
+        return np.concatenate(features), min(sizes)

@@ -67,9 +67,11 @@ def read_file(root: Path, image_id: str) -> bytes:
         if not path.is_file():
             raise UnreadableImageError("no such file" if not path.exists() else "not a plain file")
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
                 raise UnreadableImageError(f"larger than {MAX_FILE_BYTES // 2**20} MiB")
-            return file.read(MAX_FILE_BYTES)
+            # No more than it has: Python makes room for all that is asked for.
+            return file.read(size)
     except OSError as error:
         raise UnreadableImageError(f"cannot be read: {error.strerror or error}") from error
     except RuntimeError as error:

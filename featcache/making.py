@@ -58,12 +58,15 @@ class PartMaker:
             load_ahead(self.setting.root, work, self.setting.threads) as images,
             ThreadPoolExecutor(1, "write") as writer,
         ):
+            writer.submit(int)  # Starts the thread while there is memory for one.
             for found in here:
                 if found is None:
                     while unfinished:
                         yield unfinished.popleft().result()
                     continue
-                chunk, elsewhere = found
+                chunk, elsewhere, done = found
+                if done:
+                    on_images(done, 0.0)
                 parts, unreadable = self._computed(chunk, images, on_images)
                 made = Made(number=chunk.number, images=len(chunk.sha256), unreadable=unreadable, elsewhere=elsewhere)
                 unfinished.append(writer.submit(self._written, parts, made))
@@ -89,7 +92,7 @@ class PartMaker:
                 under_way.append(self._computed(next(here), images, lambda *_: None)[0])
                 if len(under_way) > 2:
                     for batches in under_way.popleft().values():
-                        batches.features()
+                        batches.computed()
                     done += 1
                     started = started or time.perf_counter()
         return max(done, 1) * self.setting.batch_size / (time.perf_counter() - started)
@@ -100,8 +103,11 @@ class PartMaker:
             runner.close()
         self.runners.clear()
 
-    def _lacking(self, chunk: Chunk) -> tuple[Chunk, tuple[int, ...]]:
-        """The chunk without what another process has made since it was planned, and how many images that is."""
+    def _lacking(self, chunk: Chunk) -> tuple[Chunk, tuple[int, ...], int]:
+        """The chunk without what another process has made since it was planned.
+
+        Also how many images that is for each backbone, and how many lack nothing any more.
+        """
         views, elsewhere = self.setting.views, [0] * len(self.setting.specs)
         first_missing = [list(row) for row in chunk.first_missing]
         for number, (spec, store) in enumerate(zip(self.setting.specs, self.setting.stores, strict=True)):
@@ -121,7 +127,10 @@ class PartMaker:
             sha256=chunk.sha256,
             first_missing=tuple(map(tuple, first_missing)),
         )
-        return left, tuple(elsewhere)
+        before, after = (
+            sum(any(map(self._lacks, lacks)) for lacks in rows) for rows in (chunk.first_missing, first_missing)
+        )
+        return left, tuple(elsewhere), before - after
 
     def _work(self, chunk: Chunk) -> Iterator[Wanted]:
         """What is to be read and rendered for a chunk; nothing of an image that lacks nothing."""
@@ -157,7 +166,7 @@ class PartMaker:
                     if self._lacks(first):
                         # Images that lack other view ranges go to a part of their own.
                         if (number, first) not in parts:
-                            parts[number, first] = Batches(self._runner(number), self.setting.specs[number].image_size)
+                            parts[number, first] = Batches(self._runner(number))
                         parts[number, first].add(sha256, image.views[self._rendering(number, first)])
             on_images(1, waited)
         for batches in parts.values():
@@ -168,8 +177,9 @@ class PartMaker:
         """Wait for a chunk's features and write its parts."""
         for (number, first), batches in parts.items():
             spec, held = self.setting.specs[number], range(first, self.setting.views)
-            features = batches.features().reshape(len(batches.sha256), len(held), -1)
-            provenance = _provenance(spec, batches.runner.batch_size)
+            flat, batch_size = batches.computed()
+            features = flat.reshape(len(batches.sha256), len(held), -1)
+            provenance = _provenance(spec, batch_size)
             write_part(self.setting.stores[number] / PARTS_NAME, spec, batches.sha256, held, features, provenance)
         notes = [runner.notes.pop(0) for runner in self.runners.values() for _ in range(len(runner.notes))]
         return Made(

@@ -153,6 +153,8 @@ def read_header(path: Path, spec: FeatureSpec | None = None) -> PartHeader:
         "float32",
     ):
         raise damaged(path, f"features are {shape} {header.dtype}")
+    if part_name(header.image_sha256, header.views) != path.name:
+        raise damaged(path, "its name is not that of its content")
     first = min(header.views, default=-1)
     if first < 0 or header.views != tuple(range(first, first + len(header.views))):
         raise damaged(path, f"views are {header.views}, wanted a rising range")
@@ -213,6 +215,9 @@ def opened(path: Path, wanted_format: str) -> h5py.File:
     """
     if not path.exists():
         raise StoreError(f"{path} is missing: run 'cxr extract' again, which makes only what is missing")
+    if not path.is_file():
+        # A pipe would hold us up for ever.
+        raise damaged(path, "not a plain file")
     try:
         file = h5py.File(path, "r")
     except OSError as error:

@@ -128,6 +128,9 @@ def _set_aside(path: Path) -> None:
     try:
         folder.mkdir(exist_ok=True)
         path.replace(folder / path.name)
+    except FileNotFoundError:
+        # Another extraction has moved it.
+        return
     except OSError as error:
         raise StoreError(f"{path} cannot be used, and cannot be moved to {folder}: {error.strerror}") from error
 

@@ -15,7 +15,7 @@ from featcache.loading import Rendering, Wanted, load_ahead
 from featcache.making import geometry_of
 from featcache.parts import stored_as
 from featcache.planning import spec_of
-from featcache.runtime import Compute, choose_device, compile_forward
+from featcache.runtime import Compute, choose_batch_size, choose_device, compile_forward
 from featcache.store import FeatureStore
 
 LEAST_COSINE = 0.999
@@ -83,17 +83,19 @@ def recompute(
             f"weights that made it with --backbone {spec.backbone} --weights FILE"
         )
     rows = _chosen(store, count, seed)
+    device = choose_device(compute.device)
+    batch_size = choose_batch_size(compute.batch_size, device)
     forward = compile_forward(
         backbone,
-        compute.batch_size,
+        batch_size,
         runtime=spec.runtime,
         precision=spec.precision,
-        device=choose_device(compute.device),
+        device=device,
         threads=compute.threads,
     )
     wanted = [_wanted(store, row, view) for row, view in rows]
     wrong, unreadable, equal, least = [], [], 0, 1.0
-    pixels = np.zeros((compute.batch_size, 3, spec.image_size, spec.image_size), np.uint8)
+    pixels = np.zeros((batch_size, 3, spec.image_size, spec.image_size), np.uint8)
     with load_ahead(root, wanted, compute.threads) as images:
         for number, (image, (row, view)) in enumerate(zip(images, rows, strict=True)):
             name = f"{store.image_table.image_id[row]}, view {view}"

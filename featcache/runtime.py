@@ -36,14 +36,15 @@ class Compute:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         runtime: part of the spec, once chosen.
         precision: part of the spec, once chosen.
-        batch_size: images the network sees at once; does not change a value beyond its last bit.
+        batch_size: images the network sees at once; does not change a value beyond its last bit. None: what suits
+            the device.
         threads: threads that decode, and threads of a processor's network.
     """
 
     device: str = "auto"
     runtime: Runtime | Literal["auto"] = "auto"
     precision: Precision | Literal["auto"] = "auto"
-    batch_size: int = 16
+    batch_size: int | None = None
     threads: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
 
 
@@ -105,6 +106,11 @@ def choose_runtime(runtime: Runtime | Literal["auto"], device: str) -> Runtime:
     if runtime != "auto":
         return runtime
     return "openvino" if device == "cpu" else "torch"
+
+
+def choose_batch_size(batch_size: int | None, device: str) -> int:
+    """Images that a network sees at once: few on a processor, whose cache they then fit; many on an accelerator."""
+    return batch_size or (8 if device == "cpu" else 64)
 
 
 def choose_streams(runtime: Runtime, device: str, threads: int) -> int:

@@ -64,7 +64,9 @@ class Settings(BaseSettings):
     )
     views: int = Field(1, ge=1, le=1000, description="views an image, the clean one included")
     view_seed: int = Field(0, ge=0, description="seed of the augmented views")
-    extract_batch_size: int = Field(16, ge=1, le=4096, description="images the network sees at once")
+    extract_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="images the network sees at once; default: 8 on a processor, 64 on a GPU"
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     devices: Annotated[list[str], *Several] = Field(
         [], description="extract with a process on each: cuda:0,cuda:1, or all (empty: in one process, on device)"

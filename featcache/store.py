@@ -193,6 +193,9 @@ def verify_store(store: Path, *, remove_damaged: bool = False) -> list[str]:
         store: the store's folder.
         remove_damaged: delete the parts (or the index) that are named, so that ``extract`` makes them again, and what
             killed processes left half-written.
+
+    Raises:
+        StoreError: something that is damaged cannot be deleted.
     """
     problems: list[str] = []
     spec: FeatureSpec | None = None
@@ -204,24 +207,39 @@ def verify_store(store: Path, *, remove_damaged: bool = False) -> list[str]:
                 problems.append(f"{store / PARTS_NAME / name} is missing: run 'cxr extract' again")
     except StoreError as error:
         if remove_damaged and (store / INDEX_NAME).exists():
-            (store / INDEX_NAME).unlink()
+            _remove(store / INDEX_NAME)
             problems.append(f"removed {store / INDEX_NAME}, which was damaged: run 'cxr extract' again to rebuild it")
         else:
             problems.append(str(error))
     if remove_damaged:
         # What a killed process left half-written; no reader looks at it.
         for path in [*store.glob(f"{TEMPORARY_PREFIX}*"), *(store / PARTS_NAME).glob(f"{TEMPORARY_PREFIX}*")]:
-            path.unlink(missing_ok=True)
+            _remove(path)
     for path in sorted((store / PARTS_NAME).glob("part-*.h5")):
         try:
             read_features(read_header(path, spec))
         except StoreError as error:
             if remove_damaged:
-                path.unlink(missing_ok=True)
+                _remove(path)
                 problems.append(f"removed {path}, which was damaged: run 'cxr extract' again to make it anew")
             else:
                 problems.append(str(error))
     return problems
+
+
+def _remove(path: Path) -> None:
+    """Delete what stands where a file of ours should.
+
+    Raises:
+        StoreError: it cannot be deleted.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path} is damaged and cannot be removed: {error.strerror or error}") from error
 
 
 def remove_store(store: Path, cache: Path) -> int:

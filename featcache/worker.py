@@ -77,6 +77,8 @@ def main() -> None:
             for made in maker.make(_chunks(), progress.on_images):
                 progress.tell()
                 _send(line, made=to_json(made))
+    except BrokenPipeError:
+        _close(line)
     except CxrError as error:
         _send(line, error=type(error).__name__, message=str(error))
 
@@ -84,6 +86,12 @@ def main() -> None:
 def _send(line: TextIO, **message: object) -> None:
     line.write(f"{json.dumps(message)}\n")
     line.flush()
+
+
+def _close(line: TextIO) -> None:
+    """Close the line to a process that is gone, without Python's complaint about what could not be sent."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), line.fileno())
+    line.close()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from featcache.images import discover
 from featcache.phantom import write_phantoms
 
 # As cli.main does, and for the same reason; torch is not loaded yet.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Backbones are named ``module:callable``: ``tiny_network:tiny`` lies beside this file.
 sys.path.insert(0, str(Path(__file__).parent))

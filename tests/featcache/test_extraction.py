@@ -3,11 +3,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,22 +13,22 @@ import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from stores import bytes_below, parts_of, rows_of
 
 import featcache
 from featcache import loading, making
-from featcache.atomic import WriteError
 from featcache.backbones import Backbone, load_backbone
-from featcache.check import Quarantined, Scan, scan
+from featcache.check import Scan, scan
 from featcache.decode import Decoded, decode, decode_for
-from featcache.errors import DataError, StoreError
+from featcache.errors import DataError
 from featcache.extraction import Summary, extract
 from featcache.images import ImageTable, discover
 from featcache.index import INDEX_NAME, PARTS_NAME
-from featcache.parts import read_features, read_header
+from featcache.parts import read_header
 from featcache.planning import spec_of, store_folder
 from featcache.progress import Progress
 from featcache.runtime import Compute, compile_forward
-from featcache.store import open_store, verify_store
+from featcache.store import open_store
 from featcache.views import Geometry, render
 
 COMPUTE = Compute(device="cpu", runtime="torch", precision="float32", batch_size=8, threads=2)
@@ -67,31 +64,6 @@ def run(root: Path, cache: Path, backbone: Backbone, scanned: Scan | None = None
     """Extract the images of a folder with one backbone."""
     (summary,) = extract(scanned or look(root), root, cache, [backbone], **{"compute": COMPUTE, **settings})
     return summary
-
-
-def parts_of(store: str | Path) -> dict[str, tuple[bytes, int]]:
-    """Name → content and time of change of each part."""
-    parts = sorted((Path(store) / PARTS_NAME).iterdir())
-    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in parts}
-
-
-def files_of(cache: Path) -> dict[str, bytes]:
-    """Path → content of each file below a cache; lock files hold nothing."""
-    files = (path for path in sorted(cache.rglob("*")) if path.is_file() and path.suffix != ".lock")
-    return {str(path.relative_to(cache)): path.read_bytes() for path in files}
-
-
-def rows_of(store: str | Path) -> dict[tuple[str, int], bytes]:
-    """(content hash, view) → the bytes of the stored feature; fails where a row is held twice."""
-    rows: dict[tuple[str, int], bytes] = {}
-    for path in sorted((Path(store) / PARTS_NAME).glob("part-*.h5")):
-        header = read_header(path)
-        features = read_features(header)
-        for number, digest in enumerate(header.image_sha256):
-            for position, view in enumerate(header.views):
-                assert (digest, view) not in rows, f"{digest}, view {view} is held twice"
-                rows[digest, view] = features[number, position].tobytes()
-    return rows
 
 
 # --- the pass, done once ---
@@ -281,34 +253,6 @@ def test_changed_bytes_are_a_new_row(films: Path, tmp_path: Path, tiny: Backbone
     np.testing.assert_array_equal(open_store(second.store).features(), open_store(fresh.store).features())
 
 
-def test_a_file_replaced_while_the_command_runs_is_listed_and_comes_in_with_the_next_run(
-    films: Path, tmp_path: Path, tiny: Backbone
-) -> None:
-    scanned = look(films)
-    source, replaced = sorted(films.glob("train/PNEUMONIA/*"))[:2]
-    replaced.write_bytes(source.read_bytes() + b"a comment after the end")
-    summary = run(films, tmp_path / "cache", tiny, scanned)
-    name = str(replaced.relative_to(films))
-    wanted = (
-        Quarantined(image_id=name, reason="its content changed while the command ran, or is not that of the table"),
-    )
-    assert summary.quarantined == wanted
-    assert (summary.images, summary.extracted) == (19, 19)
-    store = open_store(summary.store)
-    assert store.quarantined == wanted
-    assert name not in store.image_table.image_id
-    again = run(films, tmp_path / "cache", tiny)
-    assert (again.images, again.extracted, again.quarantined) == (20, 1, ())
-
-
-def test_a_file_that_vanishes_while_the_command_runs_is_listed(films: Path, tmp_path: Path, tiny: Backbone) -> None:
-    scanned = look(films)
-    gone = sorted(films.glob("val/NORMAL/*"))[0]
-    gone.unlink()
-    summary = run(films, tmp_path / "cache", tiny, scanned)
-    assert summary.quarantined == (Quarantined(image_id=str(gone.relative_to(films)), reason="no such file"),)
-
-
 # --- images that cannot be read ---
 
 
@@ -321,22 +265,6 @@ def damaged_films(films: Path) -> dict[str, str]:
     cut.write_bytes(cut.read_bytes()[:-600])
     reasons = ("empty file", "not a JPEG or PNG image", "damaged or truncated: ")
     return dict(zip((str(file.relative_to(films)) for file in (empty, text, cut)), reasons, strict=True))
-
-
-def test_unreadable_images_stand_in_summary_and_store_with_their_reasons(
-    films: Path, tmp_path: Path, tiny: Backbone, damaged_films: dict[str, str]
-) -> None:
-    summary = run(films, tmp_path / "cache", tiny, views=2)
-    assert [row.image_id for row in summary.quarantined] == list(damaged_films)
-    assert all(row.reason.startswith(damaged_films[row.image_id]) for row in summary.quarantined)
-    assert (summary.images, summary.extracted) == (17, 17)
-    store = open_store(summary.store)
-    assert store.quarantined == summary.quarantined
-    assert len(store.image_table) == 17
-    assert not set(damaged_films) & set(store.image_table.image_id)
-    assert np.isfinite(store.views()).all()
-    again = run(films, tmp_path / "cache", tiny, views=2)
-    assert (again.images, again.extracted, again.quarantined) == (17, 0, summary.quarantined)
 
 
 def test_copies_of_an_unreadable_image_are_listed_like_the_first(films: Path, tmp_path: Path, tiny: Backbone) -> None:
@@ -465,246 +393,7 @@ def test_a_row_does_not_depend_on_batch_part_threads_or_order(
 def test_the_same_run_elsewhere_writes_the_same_bytes(films: Path, tmp_path: Path, tiny: Backbone) -> None:
     run(films, tmp_path / "here", tiny, views=2, part_images=6)
     run(films, tmp_path / "there", tiny, views=2, part_images=6)
-    assert files_of(tmp_path / "here") == files_of(tmp_path / "there")
-
-
-# --- parts that cannot be used ---
-
-
-def test_a_damaged_part_is_moved_aside_named_and_made_again(films: Path, tmp_path: Path, tiny: Backbone) -> None:
-    first = run(films, tmp_path / "cache", tiny, views=2, part_images=6)
-    before = files_of(tmp_path / "cache")
-    folder = Path(first.store) / PARTS_NAME
-    cut, garbage, *_ = sorted(folder.iterdir())
-    cut.write_bytes(cut.read_bytes()[:1000])
-    garbage.write_bytes(b"no HDF5 at all")
-    second = run(films, tmp_path / "cache", tiny, views=2, part_images=6)
-    assert len(second.notes) == 2
-    for path, reason in zip((cut, garbage), second.notes, strict=True):
-        assert reason.startswith(f"made again: {path} is damaged (")
-    assert second.extracted == 12
-    after = files_of(tmp_path / "cache")
-    aside = {name for name in after if "/damaged/" in name}
-    assert {Path(name).name for name in aside} == {cut.name, garbage.name}
-    assert {name: content for name, content in after.items() if name not in aside} == before
-    assert run(films, tmp_path / "cache", tiny, views=2, part_images=6).notes == ()
-
-
-def test_a_part_of_another_spec_is_moved_aside_and_never_mixed_in(
-    films: Path, tmp_path: Path, tiny: Backbone, other: Backbone
-) -> None:
-    mine = run(films, tmp_path / "cache", tiny)
-    theirs = run(films, tmp_path / "cache", other)
-    (part,) = (Path(mine.store) / PARTS_NAME).iterdir()
-    wanted = part.read_bytes()
-    shutil.copy(next((Path(theirs.store) / PARTS_NAME).iterdir()), part)
-    again = run(films, tmp_path / "cache", tiny)
-    (reason,) = again.notes
-    assert reason.startswith(
-        f"made again: {part} was made by another spec: backbone tiny_network:other against tiny_network:tiny"
-    )
-    assert again.extracted == 20
-    assert part.read_bytes() == wanted
-    assert (Path(mine.store) / "damaged" / part.name).is_file()
-
-
-def test_a_part_that_cannot_be_moved_aside_is_an_error_that_names_it(
-    films: Path, tmp_path: Path, tiny: Backbone
-) -> None:
-    first = run(films, tmp_path / "cache", tiny)
-    (part,) = (Path(first.store) / PARTS_NAME).iterdir()
-    part.write_bytes(b"")
-    (Path(first.store) / "damaged").write_text("a file is in the way")
-    with pytest.raises(StoreError, match=rf"^{part} cannot be used, and cannot be moved to {first.store}/damaged: "):
-        run(films, tmp_path / "cache", tiny)
-
-
-def test_a_lost_index_is_made_again_from_the_parts(films: Path, tmp_path: Path, tiny: Backbone) -> None:
-    first = run(films, tmp_path / "cache", tiny, views=2)
-    before = files_of(tmp_path / "cache")
-    (Path(first.store) / INDEX_NAME).unlink()
-    assert run(films, tmp_path / "cache", tiny, views=2).extracted == 0
-    assert files_of(tmp_path / "cache") == before
-
-
-# --- stopped, killed, run twice at once ---
-
-
-def test_an_interrupted_run_keeps_its_finished_parts(films: Path, tmp_path: Path, tiny: Backbone) -> None:
-    def interrupt(progress: Progress) -> None:
-        if progress.images_done == 14:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(films, tmp_path / "cache", tiny, part_images=6, on_progress=interrupt)
-    again = run(films, tmp_path / "cache", tiny, part_images=6)
-    assert (again.extracted, again.reused) == (8, 12)
-    run(films, tmp_path / "undisturbed", tiny, part_images=6)
-    assert files_of(tmp_path / "cache") == files_of(tmp_path / "undisturbed")
-
-
-CHILDREN = """
-import json, os, signal, sys, time, traceback
-from pathlib import Path
-from featcache.backbones import load_backbone
-from featcache.check import scan
-from featcache.extraction import extract
-from featcache.images import discover
-from featcache.runtime import Compute, compile_forward
-
-root, plans = Path(sys.argv[1]), json.load(sys.stdin)
-statuses = []
-
-
-def start(plan):
-    # torch is imported once; nothing of it has run here, so that a fork is a fresh process.
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(writing)
-        return child, reading
-    os.close(reading)
-    status = 1
-    try:
-        calls = 0
-
-        def mortal(function):
-            def called(*arguments, **keywords):
-                nonlocal calls
-                calls += 1
-                if calls == plan["call"]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*arguments, **keywords)
-            return called
-
-        if plan.get("in") == "flush":
-            os.fsync = mortal(os.fsync)
-        elif plan.get("in") == "rename":
-            Path.replace = mortal(Path.replace)
-        extract(
-            scan(discover(root), root), root, Path(plan["cache"]), [load_backbone("tiny_network:tiny")], views=2,
-            compute=Compute(device="cpu", runtime="torch", precision="float32", batch_size=8, threads=2),
-            part_images=8, on_progress=lambda _: os.write(writing, b"."),
-        )
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    os._exit(status)
-
-
-for group in plans:
-    started = [start(plan) for plan in group]
-    for plan, (child, reading) in zip(group, started):
-        if "images" in plan:
-            seen = 0
-            while seen < plan["images"] and (news := os.read(reading, 1)):
-                seen += len(news)
-            time.sleep(plan["wait"])
-            os.kill(child, signal.SIGKILL)
-    for child, reading in started:
-        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        os.close(reading)
-print(json.dumps(statuses))
-"""
-
-
-@pytest.fixture(scope="module")
-def run_children(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[int]]:
-    """A function that runs groups of extractions of the phantoms, each a process; returns their exit codes."""
-    script = tmp_path_factory.mktemp("script") / "children.py"
-    script.write_text(CHILDREN)
-
-    def run_groups(groups: list[list[dict[str, Any]]]) -> list[int]:
-        path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
-        done = subprocess.run(
-            [sys.executable, str(script), str(phantoms)],
-            input=json.dumps(groups),
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
-        statuses: list[int] = json.loads(done.stdout)
-        return statuses
-
-    return run_groups
-
-
-def test_a_killed_run_goes_on_to_the_same_bytes_and_two_at_once_do_not_meddle(
-    run_children: Callable[..., list[int]], tmp_path: Path
-) -> None:
-    """One process imports torch for all of it, since that is what takes the time."""
-    plain, killed, shared = ({"cache": str(tmp_path / name)} for name in ("plain", "killed", "shared"))
-    # The worst moments: a part's bytes are written, and not yet flushed; not yet renamed; renamed, and the folder
-    # not yet flushed.
-    worst: list[dict[str, Any]] = [{"in": "flush", "call": 1}, {"in": "rename", "call": 1}, {"in": "rename", "call": 3}]
-    worst += [{"in": "flush", "call": 4}]
-    random = np.random.default_rng(int.from_bytes(os.urandom(4)))
-    moments = [{"images": int(random.integers(1, 16)), "wait": float(random.uniform(0, 0.02))} for _ in range(4)]
-    deaths = [[{**killed, **moment}] for moment in [*worst, *moments]]
-    # And features.h5, when all parts are there.
-    index = [[killed], [{**killed, "in": "rename", "call": 1}]]
-    statuses = run_children([[plain], *deaths, *index, [killed], [shared, shared]])
-    assert statuses[:5] == [0, -9, -9, -9, -9]
-    assert -9 in statuses[5:9], moments
-    assert statuses[9:] == [0, -9, 0, 0, 0]
-    wanted = files_of(tmp_path / "plain")
-    assert len([name for name in wanted if "/part-" in name]) == 11
-    for cache in ("killed", "shared"):
-        found = files_of(tmp_path / cache)
-        # What a kill leaves of an unfinished file bears a name that no reader looks at.
-        assert {name: content for name, content in found.items() if ".partial-" not in name} == wanted
-        (store,) = (tmp_path / cache).iterdir()
-        assert verify_store(store) == []
-        assert len(rows_of(store)) == 2 * 88
-    assert not [name for name in files_of(tmp_path / "shared") if ".partial-" in name]
-
-
-# --- a full disk ---
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 96 KiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small file system")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(disk)], check=True)  # noqa: S607 - of PATH
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)  # noqa: S607 - the same
-
-
-def test_a_full_disk_is_one_clear_message_and_the_run_goes_on_when_there_is_space(
-    films: Path, tmp_path: Path, tiny: Backbone, small_disk: Path
-) -> None:
-    undisturbed = run(films, tmp_path / "undisturbed", tiny, views=3, part_images=2)
-    wanted = files_of(tmp_path / "undisturbed")
-    sizes = [len(content) for name, content in wanted.items() if "/part-" in name]
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(96 * 1024 - 4 * 4096 * -(-max(sizes) // 4096)))
-    store = small_disk / "cache" / Path(undisturbed.store).name
-
-    with pytest.raises(WriteError) as caught:
-        run(films, small_disk / "cache", tiny, views=3, part_images=2)
-    message = str(caught.value)
-    assert message.startswith(f"cannot write {store / PARTS_NAME}/part-")
-    assert "MiB): No space left on device; free some space or name another place, " in message
-    assert message.endswith("then run the same command again: what was finished is kept")
-    finished = parts_of(store)
-    assert 0 < len(finished) < 10
-    assert {f"{store.name}/{PARTS_NAME}/{name}": content for name, (content, _) in finished.items()}.items() <= (
-        wanted.items()
-    )
-
-    ballast.unlink()
-    again = run(films, small_disk / "cache", tiny, views=3, part_images=2)
-    assert again.reused == 2 * len(finished)
-    after = parts_of(store)
-    assert {name: after[name] for name in finished} == finished
-    assert files_of(small_disk / "cache") == wanted
+    assert bytes_below(tmp_path / "here") == bytes_below(tmp_path / "there")
 
 
 # --- what else others rely on ---

@@ -1,12 +1,11 @@
-"""What people write to keep a backbone's features: the peers that ``bench.extract`` measures against.
+"""What people write to keep a backbone's features: the peer that ``bench.extract`` measures against.
 
-Each runs in a process of its own: ``python -m bench.peers loop resnet50 random IMAGE…`` prints its seconds as JSON.
+It runs in a process of its own: ``python -m bench.usual_loop resnet50 random IMAGE…`` prints its seconds as JSON.
 Loading the network is not counted, nor is it for cxr.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import tempfile
@@ -56,24 +55,6 @@ def loop(name: str, weights: str, files: Sequence[str]) -> float:
     return time.perf_counter() - started
 
 
-def thingsvision(name: str, weights: str, files: Sequence[str]) -> float:
-    """Thingsvision's own extractor on the same timm network; seconds."""
-    library = importlib.import_module("thingsvision")
-    data = importlib.import_module("thingsvision.utils.data")
-    full = SHORT_NAMES.get(name, name)
-    extractor = library.get_extractor(model_name=full, source="timm", device="cpu", pretrained=weights == "pretrained")
-    with tempfile.TemporaryDirectory() as folder:
-        for number, file in enumerate(files):
-            (Path(folder) / f"{number:06d}.jpeg").symlink_to(Path(file).resolve())
-        dataset = data.ImageDataset(
-            root=folder, out_path=folder, backend=extractor.get_backend(), transforms=extractor.get_transformations()
-        )
-        batches = data.DataLoader(dataset=dataset, batch_size=BATCH, backend=extractor.get_backend())
-        started = time.perf_counter()
-        extractor.extract_features(batches=batches, module_name="global_pool", flatten_acts=True, output_type="ndarray")
-        return time.perf_counter() - started
-
-
 if __name__ == "__main__":
-    peer, network, given, *images = sys.argv[1:]
-    print(json.dumps({"seconds": {"loop": loop, "thingsvision": thingsvision}[peer](network, given, images)}))
+    network, given, *images = sys.argv[1:]
+    print(json.dumps({"seconds": loop(network, given, images)}))
