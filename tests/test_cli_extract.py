@@ -33,7 +33,7 @@ def test_two_devices_write_what_one_writes(films: Path, tmp_path: Path) -> None:
     assert bytes_below(tmp_path / "two") == bytes_below(tmp_path / "one")
 
 
-def test_shares_are_said_by_flag_or_by_slurm_and_the_latter_is_told(films: Path, tmp_path: Path) -> None:
+def test_shares_are_said_by_flag_or_by_slurm_and_the_latter_is_told(films: Path) -> None:
     slurm = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
     second = extract(films.parent, **slurm)
     # There is a single chunk of 256 images, and it is the first worker's.
@@ -47,7 +47,8 @@ def test_shares_are_said_by_flag_or_by_slurm_and_the_latter_is_told(films: Path,
 def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(films: Path, tmp_path: Path) -> None:
     result = done("extract", "--data", "films", "--views", "3", "--dry-run", cwd=films.parent, **QUICK)
     first, second = result.out.splitlines()
-    assert first.startswith("tiny_network:tiny: 88 of 88 images to compute, 1 parts, 0.0 MiB in cache/films/tiny_network")
+    wanted = "tiny_network:tiny: 88 of 88 images to compute, 1 parts, 0.0 MiB in cache/films/tiny_network"
+    assert first.startswith(wanted)
     assert second.startswith("88 images × 3 views at ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["films"]
     told = extract(films.parent, "--views", "3", "--dry-run").json
@@ -80,9 +81,9 @@ def test_rows_are_computed_again_on_demand_and_told(films: Path) -> None:
     extract(films.parent, "--views", "2")
     found = done("cache", "verify", "--data", "films", "--recompute", "9", cwd=films.parent, **QUICK)
     assert found.out.splitlines()[1].endswith(": 9 rows computed again, 9 equal in every byte")
-    (again,) = done(
-        "cache", "verify", "--data", "films", "--recompute", "9", "--json", cwd=films.parent, **QUICK
-    ).json["recomputed"]
+    (again,) = done("cache", "verify", "--data", "films", "--recompute", "9", "--json", cwd=films.parent, **QUICK).json[
+        "recomputed"
+    ]
     assert (again["rows"], again["equal"], again["wrong"]) == (9, 9, [])
 
 
