@@ -19,7 +19,7 @@ test: .venv/installed  ## every test; those marked 'real' need CXR_DATA=/path/to
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=10
 
 faults: .venv/installed  ## the fault tests with ten times the random instants of 'make test'
-	@echo "kills, interrupts and damage at 100 random instants: some MINUTES minutes"
+	@echo "kills, interrupts and damage at 100 random instants: some four minutes"
 	CXR_FAULT_INSTANTS=100 $(BIN)/python -m pytest tests/faults --durations=5
 
 check: .venv/installed  ## what CI checks besides the tests

@@ -207,15 +207,18 @@ def extract(
     views: Views = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels (default: as the weights were trained).")] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--extract-batch-size", help="Images the network sees at once.")
+        int | None,
+        typer.Option("--extract-batch-size", help="Images the network sees at once (default: 8, on a GPU 64)."),
     ] = None,
     device: Device = None,
-    devices: Annotated[str | None, typer.Option(help="A process on each: cuda:0,cuda:1 or all.")] = None,
+    devices: Annotated[
+        list[str] | None, typer.Option(help="A process on each: cuda:0,cuda:1, or all GPUs (all); repeat at will.")
+    ] = None,
     worker: Annotated[
         str | None, typer.Option(metavar="I/N", help="The I-th of N shares (default: as SLURM or torchrun says).")
     ] = None,
     engine: Annotated[str | None, typer.Option(help="local, or ray for a cluster.")] = None,
-    ray_gpus: Annotated[float | None, typer.Option(help="GPUs that Ray gives a task.")] = None,
+    ray_gpus: Annotated[float | None, typer.Option(help="GPUs that Ray gives a task; 0: processors.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads that decode and compute (default: a core each).")] = None,
     runtime: Annotated[str | None, typer.Option(help="auto, torch or openvino.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
@@ -238,19 +241,27 @@ def extract(
         "views": views,
     }
     flags |= {"image_size": image_size, "extract_batch_size": batch_size, "device": device, "runtime": runtime}
-    flags |= {"devices": devices, "worker": worker, "engine": engine, "ray_gpus": ray_gpus, "threads": threads}
+    if devices and (device or engine == "ray"):
+        raise UsageError("--devices goes with neither --device nor --engine ray: say where once")
+    flags |= {
+        "devices": ",".join(devices) if devices else None,
+        "worker": worker,
+        "engine": engine,
+        "ray_gpus": ray_gpus,
+        "threads": threads,
+    }
     settings = load_settings({**flags, "precision": precision, "strict": strict}, config)
     from featcache import workspace
     from featcache.estimate import estimate
     from featcache.extraction import extract as run
 
-    workspace.image_table(settings)  # Says what is wrong with the folder before weights are fetched.
+    images = workspace.image_table(settings)  # Says what is wrong with the folder before weights are fetched.
     share, note = workspace.share_of(settings)
     if note:
         _note(note)
     backbones = workspace.load_backbones(settings)
     with _bar("hashing") as tell:
-        scanned = workspace.scan_images(settings, on_image=tell)
+        scanned = workspace.scan_images(settings, images, on_image=tell)
     what = (scanned, workspace.data_root(settings), workspace.dataset_folder(settings), backbones)
     how: dict[str, Any] = {"views": settings.views, "recipe_seed": settings.view_seed, "share": share}
     how["compute"] = workspace.compute_of(settings)
@@ -419,7 +430,7 @@ def cache_verify(
     datasets = dataset_folders(settings.cache, settings.data.resolve().name if settings.data else None)
     stores = [store for dataset in datasets for store in store_folders(dataset)]
     problems = {str(store): verify_store(store, remove_damaged=remove_damaged) for store in stores}
-    damage = [line for found in problems.values() for line in found]
+    damage, wrong = [line for found in problems.values() for line in found], []
     lines = [f"{store}: {f'{len(found)} damaged' if found else 'sound'}" for store, found in problems.items()]
     again: list[Any] = []
     if recompute and not damage:
@@ -428,13 +439,17 @@ def cache_verify(
         with _bar("computing") as tell:
             again = recompute_stores(settings, backbone or (), recompute, tell)
         lines += [found.in_words() for found in again]
-        damage = [line for found in again for line in found.wrong]
+        wrong = [line for found in again for line in found.wrong]
     result = {"damaged": problems, "recomputed": [dataclasses.asdict(found) for found in again]}
     _show(as_json, result if recompute else problems, lines)
-    for line in damage:
+    for line in (*damage, *wrong):
         _note(line)
-    if damage and not remove_damaged:
-        raise StoreError(f"{len(damage)} of the cache's files or rows are damaged, missing or wrong; see above")
+    if recompute and damage:
+        _note("no row was computed again: first the damage, then 'cxr extract', then this command once more")
+    if wrong or (damage and not remove_damaged):
+        raise StoreError(
+            f"{len(damage) + len(wrong)} of the cache's files or rows are damaged, missing or wrong; see above"
+        )
 
 
 @cache_app.command("remove")

@@ -36,11 +36,12 @@ from featcache.backbones import Backbone, load_backbone
 from featcache.check import Scan, scan
 from featcache.decode import WHOLE, decode, decode_for, eighths_for
 from featcache.extraction import Summary, extract
+from featcache.forward import compile_forward
 from featcache.images import discover
 from featcache.networks import Preprocessing
 from featcache.planning import spec_of
 from featcache.progress import Progress
-from featcache.runtime import Compute, choose_precision, choose_runtime, choose_streams, compile_forward
+from featcache.runtime import Compute, choose_precision, choose_runtime, choose_streams
 from featcache.views import Geometry, render
 
 PAPER = ("resnet50", "vgg19", "inception_v3", "efficientnet_b4")

@@ -185,8 +185,10 @@ def _shrunk(data: bytes, height: int, width: int, mode: str, eighths: int) -> De
     shrink = {"min_height": lines, "min_width": columns, "min_factor": 2} if eighths < WHOLE else {}
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, "GRAY" if mode == "L" else "RGB", **shrink)
-    except (ValueError, MemoryError):
+    except ValueError:
         return None
+    except MemoryError as error:
+        raise UnreadableImageError("not enough memory to decode it") from error
     if pixels.shape[:2] != (lines, columns):
         return None
     turn = _camera_turn(data)

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from featcache import errors
@@ -103,13 +104,17 @@ class OnDevices:
             chunk = again.popleft() if again else next(left, None)
             process.give(chunk)
 
-        running = {start(device) for device in self.devices}
+        running: set[_Process] = set()
         try:
+            for device in self.devices:
+                running.add(start(device))
             while running:
                 process, message = inbox.get()
                 if message is None:
                     running.remove(process)
-                    if process.assigned or process.ended():
+                    process.ended()
+                    # What has nothing in hand may end as it likes: some libraries crash when they are unloaded.
+                    if process.assigned:
                         clock.tick(-process.unfinished_images, 0.0)
                         clock.notes.append(_mourned(process, deaths))
                         again.extend(process.assigned)
@@ -140,27 +145,31 @@ class _Process:
         self.setting = setting
         self.assigned: deque[Chunk] = deque()
         self.unfinished_images = 0
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "featcache.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # What this process can import, that one can. A Ctrl-C reaches this process alone, which stops the others.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},  # noqa: PTH109 - text is wanted
-            start_new_session=True,
-            text=True,
-            encoding="utf-8",
-        )
+        try:
+            self.process = subprocess.Popen(
+                # -P: what lies in the working folder hides no library.
+                [sys.executable, "-P", "-m", "featcache.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": import_path()},
+                # A Ctrl-C reaches this process alone, which stops the others.
+                start_new_session=True,
+                text=True,
+                encoding="utf-8",
+            )
+        except OSError as error:
+            raise EngineError(f"no process for {setting.device} could be started: {error.strerror or error}") from error
         self.listener = threading.Thread(target=self._listen, args=(put,), daemon=True)
         self.listener.start()
         self._tell(to_json(setting))
 
     def _listen(self, put: Callable[[tuple[_Process, dict[str, Any] | None]], None]) -> None:
         assert self.process.stdout is not None
-        with self.process.stdout as lines:
+        with contextlib.suppress(ValueError), self.process.stdout as lines:  # Closed when the process is stopped.
             for line in lines:
-                # A process that is killed may leave half a line, which is not a message.
-                if line.endswith("\n"):
-                    put((self, json.loads(line)))
+                message = _message(line)
+                if message:
+                    put((self, message))
         put((self, None))
 
     def _tell(self, line: str) -> None:
@@ -193,9 +202,25 @@ class _Process:
 
     def stop(self) -> None:
         """End it now. Finished parts stay."""
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            # It leads a session: what the user's backbone may have started ends with it.
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.ended()
-        self.listener.join()
+        self.listener.join(timeout=5)
+
+
+def import_path() -> str:
+    """The folders that this process imports from, for one that is to import the same: the user's own backbones too."""
+    return os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)
+
+
+def _message(line: str) -> dict[str, Any]:
+    """What a worker says; nothing where it is half a line of one that was killed, or another's print."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _mourned(process: _Process, deaths: Counter[int]) -> str:
@@ -207,12 +232,11 @@ def _mourned(process: _Process, deaths: Counter[int]) -> str:
     code = process.ended()
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
     where = f"the process on {process.setting.device}"
-    first = process.assigned[0] if process.assigned else None
-    deaths[first.number if first else -1] += 1
-    if max(deaths.values()) >= DEATHS:
-        images = f" at the images from {first.image_id[0]} on" if first else ""
+    first = process.assigned[0]
+    deaths[first.number] += 1
+    if deaths[first.number] >= DEATHS:
         raise EngineError(
-            f"{where} {how}, as {DEATHS - 1} before it did{images}: too little memory? Finished parts are kept; try a "
-            "smaller --extract-batch-size or fewer --devices"
+            f"{where} {how}, as {DEATHS - 1} before it did at the images from {first.image_id[0]} on: too little "
+            "memory? Finished parts are kept; try a smaller --extract-batch-size or fewer --devices"
         )
     return f"{where} {how}; another makes its part again"

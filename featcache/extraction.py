@@ -24,7 +24,7 @@ from featcache.index import exclusive, write_index
 from featcache.parts import PartHeader
 from featcache.planning import Job, chunks_of, first_missing, plan
 from featcache.progress import Clock, Progress
-from featcache.runtime import Compute, choose_batch_size, choose_device
+from featcache.runtime import Compute, choose_batch_size, device_of
 from featcache.sharing import Share, read_unreadable, write_unreadable
 from featcache.store import part_headers
 from featcache.work import Chunk, Setting
@@ -157,7 +157,7 @@ def _refuse(lost: Sequence[Quarantined], *, strict: bool, left: int) -> None:
 
 def setting_of(root: Path, jobs: Sequence[Job], views: int, compute: Compute) -> Setting:
     """What holds for every chunk of a pass."""
-    device = choose_device(compute.device)
+    device = device_of(compute)
     return Setting(
         root=root,
         specs=tuple(job.spec for job in jobs),

@@ -21,8 +21,11 @@ from featcache.views import Geometry, render
 IMAGES_A_TASK = 4
 """To hand a small image to another thread and back costs a third of reading it."""
 
-READ_AHEAD = 24
-"""Images that may wait, decoded, for the network: enough to even out slow files, and a bound on memory."""
+LEAST_TASKS = 6
+"""Tasks that may be under way or wait, decoded, for the network, or two a thread: enough to even out slow files."""
+
+READ_AHEAD_BYTES = 512 * 2**20
+"""What their views may take: a bound on memory, however many views there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +67,12 @@ def load_ahead(root: Path, work: Iterable[Wanted | None], threads: int) -> Itera
     pool = ThreadPoolExecutor(threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
     try:
         with oversize_is_an_error():
-            yield _in_order(pool, root, work)
+            yield _in_order(pool, root, work, max(LEAST_TASKS, 2 * threads))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool: ThreadPoolExecutor, root: Path, work: Iterable[Wanted | None]) -> Iterator[ImageViews]:
+def _in_order(pool: ThreadPoolExecutor, root: Path, work: Iterable[Wanted | None], tasks: int) -> Iterator[ImageViews]:
     under_way: deque[Future[list[ImageViews]]] = deque()
     gathered: list[Wanted] = []
 
@@ -83,11 +86,18 @@ def _in_order(pool: ThreadPoolExecutor, root: Path, work: Iterable[Wanted | None
             gathered.append(wanted)
         if wanted is None or len(gathered) == IMAGES_A_TASK:
             start()
-        if under_way and (wanted is None or len(under_way) * IMAGES_A_TASK >= READ_AHEAD):
+        # Of one data set all images take about the same room.
+        room = READ_AHEAD_BYTES // (IMAGES_A_TASK * _bytes(wanted)) if wanted else 0
+        if under_way and len(under_way) >= min(tasks, room):
             yield from under_way.popleft().result()
     start()
     while under_way:
         yield from under_way.popleft().result()
+
+
+def _bytes(wanted: Wanted) -> int:
+    """What the views of one image take at the most, in bytes."""
+    return sum(3 * one.geometry.image_size**2 * len(one.views) for one in wanted.renderings)
 
 
 def load_image(root: Path, wanted: Wanted) -> ImageViews:

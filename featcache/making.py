@@ -6,6 +6,7 @@ finished chunk is written while the next one is computed. So the networks, which
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections import deque
@@ -16,16 +17,17 @@ from importlib.metadata import version
 from featcache.backbones import Backbone, load_backbone
 from featcache.batches import Batches, Runner
 from featcache.errors import BackboneError, StoreError
+from featcache.forward import compile_forward
 from featcache.index import PARTS_NAME
 from featcache.loading import ImageViews, Rendering, Wanted, load_ahead
 from featcache.parts import part_name, read_header, write_part
-from featcache.runtime import choose_streams, compile_forward
+from featcache.runtime import choose_streams
 from featcache.spec import FeatureSpec
 from featcache.views import Geometry
 from featcache.work import Chunk, Made, Setting
 
 OnImages = Callable[[int, float], None]
-"""Told of images done (fewer than none where a process died with them) and the seconds waited for them."""
+"""Told of images done and the seconds waited for them."""
 
 _Parts = dict[tuple[int, int], Batches]
 """(backbone, first view) → the images that lack the views from there on."""
@@ -67,8 +69,14 @@ class PartMaker:
                 chunk, elsewhere, done = found
                 if done:
                     on_images(done, 0.0)
-                parts, unreadable = self._computed(chunk, images, on_images)
-                made = Made(number=chunk.number, images=len(chunk.sha256), unreadable=unreadable, elsewhere=elsewhere)
+                parts, unreadable, waited = self._computed(chunk, images, on_images)
+                made = Made(
+                    number=chunk.number,
+                    images=len(chunk.sha256),
+                    unreadable=unreadable,
+                    elsewhere=elsewhere,
+                    waited=waited,
+                )
                 unfinished.append(writer.submit(self._written, parts, made))
                 if len(unfinished) > 1:
                     yield unfinished.popleft().result()
@@ -149,16 +157,21 @@ class PartMaker:
 
     def _computed(
         self, chunk: Chunk, images: Iterator[ImageViews], on_images: OnImages
-    ) -> tuple[_Parts, dict[str, str]]:
-        """Start all batches of a chunk; returns the parts to be, and content hash → reason of what is unreadable."""
+    ) -> tuple[_Parts, dict[str, str], float]:
+        """Start all batches of a chunk.
+
+        Returns the parts to be, content hash → reason of what is unreadable, and the seconds waited for images.
+        """
         parts: _Parts = {}
+        waited = 0.0
         unreadable: dict[str, str] = {}
         for sha256, lacks in zip(chunk.sha256, chunk.first_missing, strict=True):
             if not any(map(self._lacks, lacks)):
                 continue
             before = time.perf_counter()
             image = next(images)
-            waited = time.perf_counter() - before
+            seconds = time.perf_counter() - before
+            waited += seconds
             if image.reason:
                 unreadable[sha256] = image.reason
             else:
@@ -168,10 +181,10 @@ class PartMaker:
                         if (number, first) not in parts:
                             parts[number, first] = Batches(self._runner(number))
                         parts[number, first].add(sha256, image.views[self._rendering(number, first)])
-            on_images(1, waited)
+            on_images(1, seconds)
         for batches in parts.values():
             batches.flush()
-        return parts, unreadable
+        return parts, unreadable, waited
 
     def _written(self, parts: _Parts, made: Made) -> Made:
         """Wait for a chunk's features and write its parts."""
@@ -181,14 +194,8 @@ class PartMaker:
             features = flat.reshape(len(batches.sha256), len(held), -1)
             provenance = _provenance(spec, batch_size)
             write_part(self.setting.stores[number] / PARTS_NAME, spec, batches.sha256, held, features, provenance)
-        notes = [runner.notes.pop(0) for runner in self.runners.values() for _ in range(len(runner.notes))]
-        return Made(
-            number=made.number,
-            images=made.images,
-            unreadable=made.unreadable,
-            elsewhere=made.elsewhere,
-            notes=tuple(notes),
-        )
+        notes = [runner.notes.pop(0) for runner in list(self.runners.values()) for _ in range(len(runner.notes))]
+        return dataclasses.replace(made, notes=tuple(notes))
 
     def _runner(self, number: int) -> Runner:
         """The backbone ready to run; it is loaded and compiled when it is first needed."""

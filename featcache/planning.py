@@ -15,7 +15,7 @@ from featcache.decode import DECODER
 from featcache.errors import StoreError
 from featcache.images import Strings
 from featcache.parts import PartHeader
-from featcache.runtime import Compute, choose_device, choose_precision, choose_runtime
+from featcache.runtime import Compute, choose_precision, choose_runtime, device_of
 from featcache.spec import FeatureSpec
 from featcache.store import part_headers
 
@@ -42,7 +42,7 @@ class Job:
 def spec_of(backbone: Backbone, *, recipe_seed: int = 0, compute: Compute | None = None) -> FeatureSpec:
     """The spec that features of this backbone have on this machine."""
     compute = compute or Compute()
-    device = choose_device(compute.device)
+    device = device_of(compute)
     preprocessing = backbone.preprocessing
     return FeatureSpec(
         backbone=backbone.name,

@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import sys
-from collections import deque
 from collections.abc import Generator, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from featcache.engines import import_path
 from featcache.errors import CxrError, EngineError
 from featcache.making import PartMaker
 from featcache.progress import Clock
@@ -53,15 +52,22 @@ class OnRay:
                 ray.init(address=address, log_to_driver=False, configure_logging=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise EngineError(f"no Ray cluster at {address or os.environ.get('RAY_ADDRESS')}: {error}") from error
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray types only half of it
-        fits = [resources.get("CPU", 0.0) / threads] + ([resources.get("GPU", 0.0) / gpus] if gpus else [])
-        self.workers = max(1, int(min(fits)))
+        wanted = {"CPU": threads, **({"GPU": gpus} if gpus else {})}
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]  # Ray types only half of it
+        held = [node["Resources"] for node in nodes if node["Alive"]]
+        self.workers = sum(int(min(has.get(kind, 0) // need for kind, need in wanted.items())) for has in held)
+        if not self.workers:
+            # Ray would wait for such a node for ever.
+            raise EngineError(
+                f"no node of the Ray cluster has {threads} processors and {gpus:g} GPUs for a task: ask for less with "
+                "--threads and --ray-gpus"
+            )
 
     def __call__(self, setting: Setting, chunks: Iterable[Chunk], clock: Clock) -> Generator[Made]:
         """See ``engines.Engine``.
 
         Raises:
-            EngineError: a task was lost too often.
+            EngineError: a task was lost too often, or could not be started.
             CxrError: what a task reported.
         """
         stores = tuple(store.absolute() for store in setting.stores)
@@ -83,23 +89,24 @@ class OnRay:
             num_cpus=self.threads,
             num_gpus=self.gpus,
             max_retries=RETRIES,
-            # What this process can import, the tasks can: the user's own backbones too.
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path)}},
+            runtime_env={"env_vars": {"PYTHONPATH": import_path()}},
         )(make_chunks)
         left = iter(chunks)
-        under_way: deque[Any] = deque()
-        while True:
-            # Twice what runs: no node waits for its next task, and the driver holds no million of them.
-            while len(under_way) < 2 * self.workers and (batch := list(islice(left, CHUNKS_A_TASK))):
-                under_way.append(task.remote(everywhere, [to_json(chunk) for chunk in batch]))
-            if not under_way:
-                return
-            ready, waiting = self.ray.wait(list(under_way), num_returns=1)
-            under_way = deque(waiting)
-            for text in self._result(ready[0]):
-                made = from_json(Made, text)
-                clock.tick(made.images, 0.0)
-                yield made
+        under_way: list[Any] = []
+        try:
+            while True:
+                # Twice what runs: no node waits for its next task, and the driver holds no million of them.
+                while len(under_way) < 2 * self.workers and (batch := list(islice(left, CHUNKS_A_TASK))):
+                    under_way.append(task.remote(everywhere, [to_json(chunk) for chunk in batch]))
+                if not under_way:
+                    return
+                (ready,), under_way = self.ray.wait(under_way, num_returns=1)
+                outcomes = [from_json(Made, text) for text in self._result(ready)]
+                clock.tick(sum(made.images for made in outcomes), sum(made.waited for made in outcomes))
+                yield from outcomes
+        finally:
+            for waiting in under_way:
+                self.ray.cancel(waiting)
 
     def _result(self, ready: Any) -> list[str]:  # noqa: ANN401 - Ray has no type for it
         try:
@@ -109,9 +116,8 @@ class OnRay:
                 raise error.cause from error
             raise
         except self.ray.exceptions.RayError as error:
-            raise EngineError(
-                f"Ray lost a task {RETRIES + 1} times ({str(error).splitlines()[0]}): finished parts are kept"
-            ) from error
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            raise EngineError(f"Ray could not run a task ({said}): finished parts are kept") from error
         return result
 
 

@@ -154,6 +154,13 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
         raise SettingsError(f"{source} is {said}") from error
 
 
+def usable_cores() -> int:
+    """The cores that this process may use: of its machine, of what a scheduler gave it, shared by torchrun's ranks."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, cores // (int(ranks) if ranks.isdecimal() and int(ranks) else 1))
+
+
 def weights_of(settings: Settings) -> list[str]:
     """The weights of each backbone asked for: a file, ``random`` or ``pretrained``.
 

@@ -78,6 +78,7 @@ class Made:
         images: images done, those that failed included.
         unreadable: content hash → why nothing could be made of the image.
         elsewhere: [backbones] images that another process had made in the meantime.
+        waited: seconds for which the networks waited for images.
         notes: what the user should be told, a line each.
     """
 
@@ -85,6 +86,7 @@ class Made:
     images: int
     unreadable: dict[str, str]
     elsewhere: tuple[int, ...]
+    waited: float = 0.0
     notes: tuple[str, ...] = ()
 
 

@@ -17,7 +17,6 @@ from contextlib import closing
 from typing import TextIO
 
 from featcache.errors import CxrError
-from featcache.making import PartMaker
 from featcache.work import Chunk, Setting, from_json, to_json
 
 TELL_EVERY = 0.2
@@ -44,16 +43,15 @@ class _Progress:
         self.images, self.waited, self.told = 0, 0.0, time.perf_counter()
 
 
-def _chunks() -> Iterator[Chunk | None]:
+def _listen(inbox: queue.SimpleQueue[bytes]) -> None:
+    """Put each line of the input into ``inbox``, and nothing when it has ended."""
+    while line := sys.stdin.buffer.readline():
+        inbox.put(line)
+    inbox.put(b"")
+
+
+def _chunks(inbox: queue.SimpleQueue[bytes]) -> Iterator[Chunk | None]:
     """The chunks of the input as they come; None while there is none, so that what is under way goes on."""
-    inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def listen() -> None:
-        while line := sys.stdin.readline():
-            inbox.put(line)
-        inbox.put("")
-
-    threading.Thread(target=listen, daemon=True).start()
     while True:
         try:
             line = inbox.get(timeout=LISTEN)
@@ -67,14 +65,18 @@ def _chunks() -> Iterator[Chunk | None]:
 
 def main() -> None:
     """Make parts until the input ends, or something does that the user can put right."""
-    # Whatever a library prints must not get between the messages.
+    # Whatever a library prints must not get between the messages, and some print when they are imported.
     line = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    setting = from_json(Setting, sys.stdin.readline())
+    # From now on the process that started this one need not wait for its pipe to be read.
+    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(inbox,), daemon=True).start()
+    from featcache.making import PartMaker
+
     progress = _Progress(line)
     try:
-        with closing(PartMaker(setting)) as maker:
-            for made in maker.make(_chunks(), progress.on_images):
+        with closing(PartMaker(from_json(Setting, inbox.get()))) as maker:
+            for made in maker.make(_chunks(inbox), progress.on_images):
                 progress.tell()
                 _send(line, made=to_json(made))
     except BrokenPipeError:

@@ -14,7 +14,7 @@ from featcache.check import Quarantined, Scan, scan
 from featcache.errors import DataError, SettingsError, StoreError, nearest
 from featcache.images import ImageTable, discover, read_csv, strings
 from featcache.index import INDEX_NAME, PARTS_NAME
-from featcache.settings import Settings, weights_of
+from featcache.settings import Settings, usable_cores, weights_of
 from featcache.sharing import Share, parse_share, share_from_environment
 from featcache.store import FeatureStore, open_store, store_folders
 
@@ -62,12 +62,22 @@ def image_table(settings: Settings) -> ImageTable:
     return discover(data_root(settings)) if settings.table is None else read_csv(settings.table)
 
 
-def scan_images(settings: Settings, *, whole: bool = False, on_image: Callable[[int, int], None] | None = None) -> Scan:
+def scan_images(
+    settings: Settings,
+    table: ImageTable | None = None,
+    *,
+    whole: bool = False,
+    on_image: Callable[[int, int], None] | None = None,
+) -> Scan:
     """Hash the images of the data set that their table gives no hash of; see ``check.scan``.
 
-    ``on_image`` is told images done and in all.
+    Args:
+        settings: name the data set.
+        table: its image table, where it has been read already.
+        whole: decode each image too.
+        on_image: told images done and in all.
     """
-    return _scanned(image_table(settings), settings, whole=whole, on_image=on_image)
+    return _scanned(image_table(settings) if table is None else table, settings, whole=whole, on_image=on_image)
 
 
 def hashed_table(
@@ -92,7 +102,8 @@ def _scanned(
     on_image: Callable[[int, int], None] | None = None,
 ) -> Scan:
     tell = None if on_image is None else lambda done: on_image(done, len(table))
-    return scan(table, data_root(settings), whole=whole, on_image=tell)
+    threads = settings.threads or max(2, usable_cores())
+    return scan(table, data_root(settings), whole=whole, threads=threads, on_image=tell)
 
 
 def load_backbones(settings: Settings) -> list[Backbone]:
@@ -141,8 +152,8 @@ def compute_of(settings: Settings) -> Compute:
     """How to compute, as the settings say; under torchrun on the GPU that is this process's.
 
     Raises:
-        SettingsError: devices of different kinds: their features would differ in the last bits.
-        BackboneError: there is no GPU.
+        SettingsError: devices of different kinds, whose features would differ in the last bits; or Ray's GPUs without
+            a precision.
     """
     from featcache.runtime import Compute, cuda_devices
 
@@ -150,17 +161,27 @@ def compute_of(settings: Settings) -> Compute:
     if settings.devices:
         if len({name.partition(":")[0] for name in settings.devices}) > 1:
             raise SettingsError(f"--devices are {', '.join(settings.devices)}: all must be of one kind, cpu or cuda")
-        device = "cuda" if settings.devices == ["all"] else settings.devices[0]
+        device = settings.devices[0]
+        if device == "all" and not cuda_devices():
+            raise SettingsError("--devices is all, and this machine has no CUDA device: leave it out")
+        device = "cuda" if device == "all" else device
     elif device == "auto" and "LOCAL_RANK" in os.environ and cuda_devices():
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        # Some launchers show each rank its own GPU alone.
+        device = cuda_devices()[int(os.environ["LOCAL_RANK"]) % len(cuda_devices())]
     elif settings.engine == "ray" and device == "auto":
         # The nodes' devices count, and not those of the machine that hands out the work.
         device = "cuda" if settings.ray_gpus else "cpu"
+    if settings.engine == "ray" and settings.ray_gpus and settings.precision == "auto":
+        raise SettingsError(
+            "the GPUs of a cluster cannot be asked from here: say --precision bfloat16 (from compute capability 8.0 "
+            "on), float16 or float32"
+        )
     return Compute(
         device=device,
         runtime=settings.runtime,
         precision=settings.precision,
         batch_size=settings.extract_batch_size,
+        elsewhere=settings.engine == "ray",
         **({"threads": settings.threads} if settings.threads else {}),
     )
 
@@ -181,7 +202,7 @@ def engine_of(settings: Settings, backbones: Sequence[Backbone]) -> Engine:
         return OnRay(threads=settings.threads or 2, gpus=settings.ray_gpus)
     if settings.devices:
         named = settings.devices if settings.devices != ["all"] else cuda_devices()
-        return OnDevices([choose_device(name) for name in named or ["cuda"]])
+        return OnDevices([choose_device(name) for name in named])
     return InProcess(backbones)
 
 

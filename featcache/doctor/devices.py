@@ -137,7 +137,7 @@ def _run_small_network(runtime: Runtime, precision: Precision, device: str) -> N
     import torch
 
     from featcache.backbones import load_backbone
-    from featcache.runtime import compile_forward
+    from featcache.forward import compile_forward
 
     backbone = load_backbone(f"{__name__}:{small_network.__name__}")
     shape = (2, 3, *[backbone.preprocessing.image_size] * 2)

@@ -62,7 +62,13 @@ def _carry_out(plan: Plan, tell: TextIO) -> int:
     if plan.arguments:
         import cli
 
-        _tell(tell, "0")
+        app = cli.app
+
+        def begin() -> None:
+            _tell(tell, "0")
+            app()
+
+        mock.patch.object(cli, "app", begin).start()
         mock.patch.dict(extraction.extract.__kwdefaults__, part_images=PART_IMAGES).start()
         mock.patch.object(sys, "argv", ["cxr", *plan.arguments]).start()
         cli.main()

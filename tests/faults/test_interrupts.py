@@ -59,6 +59,12 @@ def test_an_interrupt_at_a_random_instant_is_one_line_and_the_same_command_again
         assert before.items() <= parts_of(store).items(), "a finished part has been written again"
 
 
+def test_an_interrupt_before_the_arguments_are_read_is_one_line_too(typed_plan: Phantoms, carry_out: CarryOut) -> None:
+    """typer turns it into an exit, but not yet while it reads the commands' signatures."""
+    (ending,) = carry_out(typed_plan(blows=(Blow(signal=signal.SIGINT),)))
+    assert (ending.status, ending.said) == (130, f"{SAID}\n")
+
+
 @pytest.fixture
 def interruptible() -> None:
     """Processes to be started heed SIGINT, though this one may have been started in the background."""
@@ -85,9 +91,11 @@ def test_an_interrupt_of_a_run_on_two_devices_is_one_line_and_ends_every_process
             time.sleep(0.02)
         workers = len(processes_of(cache)) - 1
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=60)
-    assert workers == 2
-    assert processes_of(cache) == []
+        running.wait(60)
+        # At once: left alone they would end too, when they have done what they have in hand.
+        left = processes_of(cache)
+        out, err = running.communicate()
+    assert (workers, left) == (2, [])
     assert (running.returncode, out) == (130, "")
     assert lines_without_bars(err) == [SAID]
     (store,) = stores_of(plan)

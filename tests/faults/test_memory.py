@@ -21,8 +21,9 @@ from faults.plans import BACKBONE, IMAGES, Plan
 from featcache import making
 from featcache.backbones import Backbone
 from featcache.errors import BackboneError
+from featcache.forward import compile_forward
 from featcache.phantom import write_phantoms
-from featcache.runtime import Forward, OutOfMemoryError, compile_forward
+from featcache.runtime import Forward, OutOfMemoryError
 from featcache.store import verify_store
 
 

@@ -18,8 +18,8 @@ from torchvision import models
 from featcache.backbones import Backbone, load_backbone, weights_sha256
 from featcache.decode import Pixels
 from featcache.errors import BackboneError
+from featcache.forward import compile_forward
 from featcache.networks import PooledNetwork, Preprocessing, TorchvisionFeatures
-from featcache.runtime import compile_forward
 from featcache.views import Geometry, render
 
 TOLERANCE = 1e-3

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from tiny_network import tiny
 
-from featcache import atomic, decode, runtime
+from featcache import atomic, decode, forward, runtime
 from featcache.backbones import load_backbone
 from featcache.doctor import examine
 from featcache.doctor import weights as doctor_weights
@@ -212,7 +212,7 @@ def test_a_runtime_that_cannot_be_imported_fails_unless_the_other_one_is_set(mon
 
 @pytest.mark.usefixtures("no_cuda")
 def test_a_runtime_that_computes_something_else_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "compile_forward", lambda *_, **__: lambda pixels: np.zeros((len(pixels), 4)))
+    monkeypatch.setattr(forward, "compile_forward", lambda *_, **__: lambda pixels: np.zeros((len(pixels), 4)))
     finding = named(devices(settings()), "cpu")
     assert finding.state == "failed"
     assert re.search(r" computes 0 where -\d\.\d+ is right$", finding.found)
@@ -238,7 +238,7 @@ def test_slow_bfloat16_on_a_processor_is_a_warning(monkeypatch: pytest.MonkeyPat
 def accelerator(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A CUDA device that is not there: its networks run on the processor; ``broken`` makes them fail."""
     device = SimpleNamespace(name="NVIDIA T4", major=7, minor=5, precision="float16", broken=False)
-    real = runtime.compile_forward
+    real = forward.compile_forward
 
     def compile_forward(*given: Any, device: str, **others: Any) -> Callable[..., NDArray[np.float32]]:
         if device != "cpu" and pretended.broken:
@@ -246,7 +246,7 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return real(*given, device="cpu", **others)
 
     pretended = device
-    monkeypatch.setattr(runtime, "compile_forward", compile_forward)
+    monkeypatch.setattr(forward, "compile_forward", compile_forward)
     # OpenVINO's conversion would talk to the driver.
     monkeypatch.setattr(runtime, "choose_runtime", lambda *_: "torch")
     monkeypatch.setattr(runtime, "choose_precision", lambda _, where: "float32" if where == "cpu" else device.precision)

@@ -22,12 +22,13 @@ from featcache.check import Scan, scan
 from featcache.decode import Decoded, decode, decode_for
 from featcache.errors import DataError
 from featcache.extraction import Summary, extract
+from featcache.forward import compile_forward
 from featcache.images import ImageTable, discover
 from featcache.index import INDEX_NAME, PARTS_NAME
 from featcache.parts import read_header
 from featcache.planning import spec_of, store_folder
 from featcache.progress import Progress
-from featcache.runtime import Compute, compile_forward
+from featcache.runtime import Compute
 from featcache.store import open_store
 from featcache.views import Geometry, render
 

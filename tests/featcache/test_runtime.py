@@ -15,8 +15,9 @@ from torch import nn
 
 from featcache.backbones import Backbone, load_backbone
 from featcache.errors import BackboneError
+from featcache.forward import compile_forward
 from featcache.networks import PooledNetwork, Preprocessing
-from featcache.runtime import Compute, Forward, choose_device, choose_precision, choose_runtime, compile_forward
+from featcache.runtime import Compute, Forward, choose_device, choose_precision, choose_runtime
 from featcache.spec import Runtime
 from featcache.work import Source
 
@@ -252,7 +253,7 @@ CONVERSION = """
 import json, socket, sys, warnings
 import numpy as np
 from featcache.backbones import load_backbone
-from featcache.runtime import compile_forward
+from featcache.forward import compile_forward
 
 LEAVING = {"socket.connect", "socket.getaddrinfo", "socket.sendto", "os.fork", "os.posix_spawn", "subprocess.Popen"}
 left = []
