@@ -42,6 +42,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
 
 INTERRUPTED = 130
+KEPT = "cxr: interrupted; finished parts and runs are kept, the same command again goes on from there"
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 Data = Annotated[Path | None, typer.Option("--data", help="The data set's folder.", show_default=False)]
@@ -540,7 +541,11 @@ def main() -> None:
     except CxrError as error:
         err.print(f"cxr: {error}", style="red", markup=False)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        # typer makes it an exit, but not yet while it reads the commands' signatures.
+        _note(KEPT)
+        sys.exit(INTERRUPTED)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:
-            _note("cxr: interrupted; finished parts and runs are kept, the same command again goes on from there")
+            _note(KEPT)
         raise

@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import io
-import itertools
 import json
 import os
 import statistics
@@ -24,25 +22,20 @@ from unittest import mock
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
+from bench.films import native
 from bench.machine import describe, show, write_section
 from featcache import loading
 from featcache.backbones import Backbone, load_backbone
 from featcache.check import Scan, scan
-from featcache.decode import WHOLE, decode, decode_for, eighths_for
-from featcache.extraction import Summary, extract
+from featcache.decode import decode_for, eighths_for
+from featcache.extraction import extract
 from featcache.forward import compile_forward
 from featcache.images import discover
-from featcache.networks import Preprocessing
-from featcache.planning import spec_of
 from featcache.progress import Progress
 from featcache.runtime import Compute, choose_precision, choose_runtime, choose_streams
-from featcache.views import Geometry, render
 
 PAPER = ("resnet50", "vgg19", "inception_v3", "efficientnet_b4")
 ROUNDS = 2
@@ -101,20 +94,32 @@ def bare_rate(backbone: Backbone, seconds: float, batch_size: int = 8) -> float:
         return done / (time.perf_counter() - started)
 
 
-def pass_rate(films: Scan, root: Path, backbones: Sequence[Backbone], views: int = 1) -> tuple[float, Summary]:
-    """Images a second from the first hash to the last byte written; loading and compiling networks is not counted."""
-    first: list[float] = []
+def pass_rate(films: Scan, root: Path, backbones: Sequence[Backbone], views: int = 1) -> tuple[float, float]:
+    """Images a second from the first hash to the last byte written, and MiB by which the process grew on the way.
 
-    def begun(_: Progress) -> None:
+    Loading and compiling networks is not counted; growth is that from a quarter of the images to the last.
+    """
+    first: list[float] = []
+    held: list[float] = []
+
+    def begun(now: Progress) -> None:
         first.append(time.perf_counter())
+        if now.images_done in (now.images_total // 4, now.images_total):
+            held.append(resident())
 
     with tempfile.TemporaryDirectory() as cache:
         started = time.perf_counter()
         again = scan(films.table, root)
         hashed = time.perf_counter() - started
-        summaries = extract(again, root, Path(cache), backbones, views=views, on_progress=begun)
+        extract(again, root, Path(cache), backbones, views=views, on_progress=begun)
         seconds = hashed + time.perf_counter() - first[0]
-    return (len(films.table) - 1) / seconds, summaries[0]
+    return (len(films.table) - 1) / seconds, held[-1] - held[0]
+
+
+def resident() -> float:
+    """Memory of this process, in MiB; Linux only."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def some(films: Scan, count: int) -> Scan:
@@ -129,10 +134,11 @@ def end_to_end(films: Scan, root: Path, seconds: float) -> list[str]:
     for name, weights in (("efficientnet_lite0", None), ("resnet50", "random")):
         backbone = load_backbone(name, weights)
         sample = some(films, max(640, int(bare_rate(backbone, 2) * seconds)))
-        ratios, bares, passes = [], [], []
+        ratios, bares, passes, grown = [], [], [], []
         for _ in range(ROUNDS):
             before = bare_rate(backbone, seconds / 4)
-            rate, _ = pass_rate(sample, root, [backbone])
+            rate, growth = pass_rate(sample, root, [backbone])
+            grown.append(growth)
             bare = (before + bare_rate(backbone, seconds / 4)) / 2
             ratios.append(rate / bare)
             bares.append(bare)
@@ -252,83 +258,6 @@ def decode_once(films: Scan, root: Path, seconds: float) -> list[str]:
 
 def _eighths(film: bytes, floor: int | None) -> int:
     return eighths_for(min(Image.open(io.BytesIO(film)).size), floor)
-
-
-def native(files: Sequence[Path]) -> list[str]:
-    """Point 5: reading large films, against the usual full decode and resize, one thread each."""
-    torch.set_num_threads(1)
-    data = [file.read_bytes() for file in files]
-    rows = []
-    for name, weights in (("efficientnet_lite0", None), ("efficientnet_b4", "random")):
-        backbone = load_backbone(name, weights)
-        preprocessing, floor = backbone.preprocessing, spec_of(backbone).decode_floor
-        ways: dict[str, Callable[[bytes], object]] = {
-            "usual": functools.partial(usual_view, preprocessing, "RGB"),
-            "grey": functools.partial(usual_view, preprocessing, "L"),
-            "whole": functools.partial(clean_view, preprocessing, None),
-            "cxr": functools.partial(clean_view, preprocessing, floor),
-        }
-        times: dict[str, list[float]] = {way: [] for way in ways}
-        for _, (way, read) in itertools.product(range(ROUNDS), ways.items()):
-            started = time.perf_counter()
-            for film in data:
-                read(film)
-            times[way].append((time.perf_counter() - started) / len(data) * 1e3)
-        middle = {way: statistics.median(found) for way, found in times.items()}
-        shrunk = sum(eighths_for(min(decode(film).shape[:2]), floor) < WHOLE for film in data)
-        whole, small = (
-            features(backbone, [clean_view(preprocessing, least, film) for film in data]) for least in (None, floor)
-        )
-        cosine = np.sum(whole * small, 1) / np.linalg.norm(whole, axis=1) / np.linalg.norm(small, axis=1)
-        rows.append(
-            [
-                f"{backbone.name}, {preprocessing.resize_side} px",
-                f"{shrunk} of {len(data)}",
-                *(f"{middle[way]:.1f}" for way in ways),
-                *(f"{middle[way] / middle['cxr']:.1f}" for way in ("usual", "grey", "whole")),
-                f"{cosine.min():.5f}",
-            ]
-        )
-    header = [
-        "for",
-        "shrunk",
-        "Pillow in RGB (timm's way), ms",
-        "Pillow in grey, ms",
-        "cxr, whole, ms",
-        "cxr, ms",
-        "ratio to RGB",
-        "to grey",
-        "to whole",
-        "least cosine to the whole decode",
-    ]
-    return show(header, rows)
-
-
-def usual_view(preprocessing: Preprocessing, colours: str, film: bytes) -> object:
-    """What a timm transform does before it makes a tensor: full decode, resize, crop."""
-    image = Image.open(io.BytesIO(film)).convert(colours)
-    mode = InterpolationMode(preprocessing.interpolation)
-    return transforms.center_crop(transforms.resize(image, preprocessing.resize_side, mode), preprocessing.image_size)
-
-
-def clean_view(preprocessing: Preprocessing, floor: int | None, film: bytes) -> NDArray[np.uint8]:
-    """Our clean view, [1, c, S, S] uint8."""
-    geometry = Geometry(
-        image_size=preprocessing.image_size,
-        resize_side=preprocessing.resize_side,
-        interpolation=preprocessing.interpolation,
-    )
-    seen = decode_for(film, [floor])[floor]
-    return render(seen.pixels, "0" * 64, [0], geometry, (seen.height, seen.width)).numpy()
-
-
-def features(backbone: Backbone, images: Sequence[NDArray[np.uint8]], batch_size: int = 8) -> NDArray[np.float32]:
-    """Features of clean views, each [1, c, S, S]."""
-    forward = compile_forward(backbone, batch_size, runtime="openvino", precision="float32", device="cpu")
-    side = backbone.preprocessing.image_size
-    pixels = np.stack([np.broadcast_to(image[0], (3, side, side)) for image in images])
-    pixels = np.concatenate([pixels, pixels[: -len(pixels) % batch_size]])
-    return np.concatenate([forward(batch) for batch in np.split(pixels, len(pixels) // batch_size)])[: len(images)]
 
 
 def spread(ratios: Sequence[float]) -> list[str]:

@@ -6,6 +6,7 @@ chunk made, or the error that ended it. When the process that started it is gone
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -13,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from typing import TextIO
 
 from featcache.errors import CxrError
@@ -75,14 +75,15 @@ def main() -> None:
 
     progress = _Progress(line)
     try:
-        with closing(PartMaker(from_json(Setting, inbox.get()))) as maker:
+        with contextlib.closing(PartMaker(from_json(Setting, inbox.get()))) as maker:
             for made in maker.make(_chunks(inbox), progress.on_images):
                 progress.tell()
                 _send(line, made=to_json(made))
     except BrokenPipeError:
         _close(line)
     except CxrError as error:
-        _send(line, error=type(error).__name__, message=str(error))
+        with contextlib.suppress(BrokenPipeError):
+            _send(line, error=type(error).__name__, message=str(error))
 
 
 def _send(line: TextIO, **message: object) -> None:

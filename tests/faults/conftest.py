@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +142,8 @@ def phantom_plan(few_phantoms: Path, tmp_path: Path) -> Phantoms:
 def typed_plan(few_phantoms: Path, tmp_path: Path) -> Phantoms:
     """A function that makes plans for what ``undisturbed`` did, typed on the command line."""
 
-    def plan(cache: str = "cache", *flags: str, **fate: Any) -> Plan:
-        same = ("--device", "cpu", "--threads", "2", "--views", str(VIEWS), *flags)
-        arguments = command(few_phantoms, tmp_path / cache, *same)
+    def plan(cache: str = "cache", where: Sequence[str] = ("--device", "cpu"), **fate: Any) -> Plan:
+        arguments = command(few_phantoms, tmp_path / cache, *where, "--threads", "2", "--views", str(VIEWS))
         return Plan(root=str(few_phantoms), cache=str(tmp_path / cache), arguments=arguments, **fate)
 
     return plan

@@ -79,7 +79,12 @@ def test_an_interrupt_of_a_run_on_two_devices_is_one_line_and_ends_every_process
     small = f"from featcache.extraction import extract; extract.__kwdefaults__['part_images'] = {PART_IMAGES}"
     plan, cache = typed_plan(), tmp_path / "cache"
     with subprocess.Popen(
-        [sys.executable, "-c", f"{small}; import cli; cli.main()", *plan.arguments, "--devices", "cpu,cpu"],
+        [
+            sys.executable,
+            "-c",
+            f"{small}; import cli; cli.main()",
+            *typed_plan(where=("--devices", "cpu,cpu")).arguments,
+        ],
         env=environment(**{NOTES: f"{cache}.computed", SECONDS: "0.05"}),
         cwd=tmp_path,
         stdout=subprocess.PIPE,
@@ -95,7 +100,7 @@ def test_an_interrupt_of_a_run_on_two_devices_is_one_line_and_ends_every_process
         # At once: left alone they would end too, when they have done what they have in hand.
         left = processes_of(cache)
         out, err = running.communicate()
-    assert (workers, left) == (2, [])
+    assert (workers, left) == (2, []), err
     assert (running.returncode, out) == (130, "")
     assert lines_without_bars(err) == [SAID]
     (store,) = stores_of(plan)
