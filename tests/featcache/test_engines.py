@@ -65,20 +65,6 @@ def children() -> list[int]:
     return [int(pid) for file in lists for pid in file.read_text().split()]
 
 
-class Killer:
-    """Kills processes that extract for this one, each when so many images have been done."""
-
-    def __init__(self, *moments: int) -> None:
-        self.moments = list(moments)
-        self.furthest = 0
-
-    def __call__(self, now: Progress) -> None:
-        self.furthest = max(self.furthest, now.images_done)
-        if self.moments and now.images_done >= self.moments[0]:
-            self.moments.pop(0)
-            os.kill(children()[0], signal.SIGKILL)
-
-
 # --- one process a device ---
 
 
@@ -89,15 +75,6 @@ def test_two_devices_write_the_bytes_of_one(run: Run, tmp_path: Path, undisturbe
     assert (summary.images, summary.extracted, summary.reused, summary.notes) == (88, 88, 0, ())
     assert seen[-1].images_done == seen[-1].images_total == 88
     assert children() == []
-
-
-def test_a_process_that_dies_is_replaced_told_of_and_changes_no_byte(
-    run: Run, tmp_path: Path, undisturbed: dict[str, bytes]
-) -> None:
-    summary = run("killed", engine=OnDevices(["cpu", "cpu"]), on_progress=Killer(20, 40))
-    assert bytes_below(tmp_path / "killed") == undisturbed
-    assert summary.notes == ("the process on cpu was killed by SIGKILL; another makes its part again",) * 2
-    assert summary.extracted == 88
 
 
 def test_processes_that_die_again_and_again_end_the_command_and_finished_parts_stay(
