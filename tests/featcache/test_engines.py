@@ -60,9 +60,10 @@ def undisturbed(
 
 
 def children() -> list[int]:
-    """Processes that this one has started."""
+    """Worker processes that this one has started; other tests keep processes of their own."""
     lists = Path("/proc/self/task").glob("*/children")
-    return [int(pid) for file in lists for pid in file.read_text().split()]
+    started = [pid for file in lists for pid in file.read_text().split()]
+    return [int(pid) for pid in started if b"featcache.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 # --- one process a device ---
