@@ -153,11 +153,11 @@ def read_header(path: Path, spec: FeatureSpec | None = None) -> PartHeader:
         "float32",
     ):
         raise damaged(path, f"features are {shape} {header.dtype}")
-    if part_name(header.image_sha256, header.views) != path.name:
-        raise damaged(path, "its name is not that of its content")
     first = min(header.views, default=-1)
     if first < 0 or header.views != tuple(range(first, first + len(header.views))):
         raise damaged(path, f"views are {header.views}, wanted a rising range")
+    if part_name(header.image_sha256, header.views) != path.name:
+        raise damaged(path, "its name is not that of its content")
     return header
 
 

@@ -269,8 +269,7 @@ def test_parts_that_hold_something_else_than_the_index_says_are_refused(store: P
     spare = first.rename(store / "spare")
     second.rename(first)
     spare.rename(second)
-    wanted = f"{store / INDEX_NAME} does not fit its parts: run 'cxr extract' again to rebuild it"
-    assert refused(lambda: open_store(store).views()) == wanted
+    assert " is damaged (its name is not that of its content): " in refused(lambda: open_store(store).views())
 
 
 def test_a_part_of_another_spec_names_the_field_when_the_store_is_read(store: Path) -> None:
