@@ -143,10 +143,9 @@ def end_to_end(films: Scan, root: Path, seconds: float) -> list[str]:
             ratios.append(rate / bare)
             bares.append(bare)
             passes.append(rate)
-        rows.append(
-            [name, str(len(sample.table)), *(f"{statistics.median(x):.1f}" for x in (bares, passes)), *spread(ratios)]
-        )
-    header = ["backbone", "images", "bare forward, img/s", "whole pass, img/s", "ratio", "least … most"]
+        rates = [f"{statistics.median(found):.1f}" for found in (bares, passes)]
+        rows.append([name, str(len(sample.table)), *rates, *spread(ratios), f"{statistics.median(grown):+.0f}"])
+    header = ["backbone", "images", "bare forward, img/s", "whole pass, img/s", "ratio", "least … most", "growth, MiB"]
     return show(header, rows)
 
 
