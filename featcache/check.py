@@ -83,13 +83,19 @@ def _lies_within(root: Path, path: Path) -> bool:
     """Whether a file lies below ``root``, all links followed."""
     if path.is_symlink():
         return path.resolve().is_relative_to(root.resolve())
-    return _folder_lies_within(root, path.parent)
+    # Absolute, because what a relative path means changes with the working folder.
+    return _folder_lies_within(root.absolute(), path.parent.absolute())
 
 
 @functools.lru_cache(4096)
 def _folder_lies_within(root: Path, folder: Path) -> bool:
-    """The same for a folder, whose files are many: to follow the links of a path costs more than to decode it."""
+    """The same for a folder, whose files are many: to follow the links of a path costs half of decoding its image."""
     return folder.resolve().is_relative_to(root.resolve())
+
+
+def forget_folders() -> None:
+    """Look at the folders anew: since the last pass one may have become a link that leads outside."""
+    _folder_lies_within.cache_clear()
 
 
 def scan(
@@ -112,6 +118,7 @@ def scan(
         threads: how many files are read at once.
         on_image: called with the number of images done, those with a hash included, after each that was read.
     """
+    forget_folders()
     unread = np.arange(len(table)) if whole else np.flatnonzero(table.sha256 == "")
     sha256, width, height = table.sha256.copy(), table.width.copy(), table.height.copy()
     reasons: dict[int, str] = {}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featcache.check import read_file
+from featcache.check import forget_folders, read_file
 from featcache.decode import Decoded, UnreadableImageError, decode_for, oversize_is_an_error
 from featcache.views import Geometry, render
 
@@ -63,6 +63,7 @@ def load_ahead(root: Path, work: Iterable[Wanted | None], threads: int) -> Itera
         work: asked for its next piece no sooner than needed; None where that is not known yet.
         threads: threads that read, decode and render.
     """
+    forget_folders()
     # Each thread renders one image; torch splitting a small image further would only get in the network's way.
     pool = ThreadPoolExecutor(threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
     try:

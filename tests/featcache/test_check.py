@@ -216,3 +216,19 @@ def test_the_real_set_has_its_known_counts(real_scan: Scan) -> None:
     assert len(duplicates(real_scan.table)) == 30
     assert summary["coincident_names"] == 170
     assert summary["class_weights"] == pytest.approx({"NORMAL": 5216 / 2682, "PNEUMONIA": 5216 / 7750})
+
+
+def test_a_folder_that_has_become_a_link_out_of_the_data_is_refused_by_the_next_scan(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(mixed, tmp_path / "films")
+    monkeypatch.chdir(tmp_path)
+    table = discover(Path("films"))
+    assert "the link leads outside the data folder" not in {
+        row.reason for row in scan(table, Path("films")).quarantined
+    }
+    (root / "val" / "NORMAL").rename(tmp_path / "elsewhere")
+    (root / "val" / "NORMAL").symlink_to(tmp_path / "elsewhere")
+    refused = {row.image_id for row in scan(table, Path("films")).quarantined if "leads outside" in row.reason}
+    assert refused == {name for name in table.image_id if name.startswith("val/NORMAL/")}
+    assert refused
