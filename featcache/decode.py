@@ -4,7 +4,7 @@ Radiographs are grey: an image whose three channels are equal is carried as one 
 network's door, which makes every later step three times cheaper and changes no value.
 
 Pillow reads the headers and all that is unusual; the pixels of a plain JPEG come from libjpeg-turbo through
-simplejpeg, which gives the same bytes in a third of the time and shrinks in finer steps (docs/benchmarks.md).
+simplejpeg, which gives the same bytes in less than half the time and shrinks in finer steps (ADR 5).
 """
 
 from __future__ import annotations

@@ -17,10 +17,12 @@ from featcache.decode import (
     ImageHeader,
     UnreadableImageError,
     decode,
+    decode_for,
     oversize_is_an_error,
     read_header,
 )
 from featcache.phantom import phantom
+from featcache.views import Geometry, render
 
 GREY = phantom(3, size=96, lesion=True)[0]
 """A film, [96, 96] uint8."""
@@ -303,3 +305,37 @@ def test_a_rotated_jpeg_is_shrunk_and_then_turned_upright() -> None:
 
 def test_a_png_is_never_shrunk() -> None:
     assert decode(encoded(large(600, 640), "PNG"), 100).shape == (600, 640)
+
+
+# --- what the network sees of a shrunk film
+
+
+def test_a_plain_jpeg_has_the_bytes_that_pillow_gives() -> None:
+    for image in (large(300, 401), Image.fromarray(colours(301, 400))):
+        data = encoded(image, "JPEG", quality=92)
+        assert np.array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_a_shrunk_film_ends_within_its_last_pixel() -> None:
+    film = decode_for(encoded(large(1101, 1303), "JPEG", quality=92), [512])[512]
+    assert film.pixels.shape == (551, 652)
+    assert (film.height, film.width) == (550.5, 651.5)
+
+
+def test_floors_that_come_to_the_same_size_share_one_decode() -> None:
+    films = decode_for(encoded(large(1101, 1303), "JPEG", quality=92), [300, 512, 520, 1024, None])
+    assert films[512] is films[520]
+    assert films[1024] is films[None]
+    assert films[300].pixels.shape == (413, 489)
+
+
+def test_a_shrunk_film_looks_like_the_whole_one_where_its_true_extent_is_known() -> None:
+    data = encoded(large(1101, 1303), "JPEG", quality=92)
+    geometry = Geometry(image_size=224, resize_side=256, interpolation="bicubic")
+    whole = render(decode(data), "0" * 64, [0], geometry).numpy().astype(float)
+    film = decode_for(data, [512])[512]
+    off = {
+        extent: np.abs(render(film.pixels, "0" * 64, [0], geometry, extent).numpy() - whole).mean()
+        for extent in ((film.height, film.width), (551.0, 652.0))
+    }
+    assert off[550.5, 651.5] < 0.6 * off[551.0, 652.0]
