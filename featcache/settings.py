@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from featcache.errors import SettingsError, UsageError, nearest
+from featcache.sharing import parse_share
 from featcache.spec import Precision, Runtime
 from featcache.splits import SplitRule
 
@@ -38,6 +39,17 @@ def _listed(value: Any) -> Any:  # noqa: ANN401 - whatever the file or environme
     if isinstance(value, str):
         return [item.strip() for item in value.split(",") if item.strip()]
     return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _share(value: str | None) -> str | None:
+    return value if value is None else str(parse_share(value))
+
+
+def _of_one_kind(devices: list[str]) -> list[str]:
+    """Devices of different kinds would differ in the last bits of their features."""
+    if len({name.partition(":")[0] for name in devices}) > 1:
+        raise ValueError("all must be of one kind, cpu or cuda")
+    return devices
 
 
 Several = NoDecode, BeforeValidator(_listed)
@@ -68,10 +80,10 @@ class Settings(BaseSettings):
         None, ge=1, le=4096, description="images the network sees at once; default: 8 on a processor, 64 on a GPU"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    devices: Annotated[list[str], *Several] = Field(
+    devices: Annotated[list[str], *Several, AfterValidator(_of_one_kind)] = Field(
         [], description="extract with a process on each: cuda:0,cuda:1, or all (empty: in one process, on device)"
     )
-    worker: str | None = Field(
+    worker: Annotated[str | None, AfterValidator(_share)] = Field(
         None, description="this process's share of the extraction, i/n; default: what SLURM or torchrun says, else all"
     )
     engine: Literal["local", "ray"] = Field(
@@ -146,7 +158,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
-        said = f"{first['input']!r}: {first['msg'].lower()}"
+        said = f"{first['input']!r}: {first['msg'].removeprefix('Value error, ').lower()}"
         if key in given:
             raise UsageError(f"--{key.replace('_', '-')} is {said}") from error
         variable = f"{PREFIX}{key.upper()}"

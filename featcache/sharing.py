@@ -37,11 +37,11 @@ def parse_share(text: str) -> Share:
     """Read ``i/n``.
 
     Raises:
-        SettingsError: it is not that, or i is not one of 1..n.
+        ValueError: it is not that, or i is not one of 1..n.
     """
     found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise SettingsError(f"--worker is {text!r}, wanted i/n with i from 1 to n, as in 2/8")
+        raise ValueError("wanted i/n with i from 1 to n, as in 2/8")
     return Share(index=int(found[1]), count=int(found[2]))
 
 

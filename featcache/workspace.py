@@ -152,20 +152,17 @@ def compute_of(settings: Settings) -> Compute:
     """How to compute, as the settings say; under torchrun on the GPU that is this process's.
 
     Raises:
-        SettingsError: devices of different kinds, whose features would differ in the last bits; or Ray's GPUs without
-            a precision.
+        SettingsError: all devices are meant and there is none; or Ray's GPUs are, without a precision.
     """
     from featcache.runtime import Compute, cuda_devices
 
     device = settings.device
     if settings.devices:
-        if len({name.partition(":")[0] for name in settings.devices}) > 1:
-            raise SettingsError(f"--devices are {', '.join(settings.devices)}: all must be of one kind, cpu or cuda")
         device = settings.devices[0]
         if device == "all" and not cuda_devices():
             raise SettingsError("--devices is all, and this machine has no CUDA device: leave it out")
         device = "cuda" if device == "all" else device
-    elif device == "auto" and "LOCAL_RANK" in os.environ and cuda_devices():
+    elif device == "auto" and os.environ.get("LOCAL_RANK", "").isdecimal() and cuda_devices():
         # Some launchers show each rank its own GPU alone.
         device = cuda_devices()[int(os.environ["LOCAL_RANK"]) % len(cuda_devices())]
     elif settings.engine == "ray" and device == "auto":
@@ -210,7 +207,7 @@ def share_of(settings: Settings) -> tuple[Share, str]:
     """This process's share of the extraction, and a note on where that was found out unasked.
 
     Raises:
-        SettingsError: it is spelled wrongly.
+        SettingsError: the variables fit no share.
     """
     if settings.worker is not None:
         return parse_share(settings.worker), ""

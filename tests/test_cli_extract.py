@@ -58,8 +58,8 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(films: Path, tmp_p
 @pytest.mark.parametrize(
     ("flags", "code", "told"),
     [
-        (["--worker", "3/2"], 1, "--worker is '3/2', wanted i/n with i from 1 to n, as in 2/8"),
-        (["--devices", "cpu,cuda:0"], 1, "--devices are cpu, cuda:0: all must be of one kind, cpu or cuda"),
+        (["--worker", "3/2"], 2, "--worker is '3/2': wanted i/n with i from 1 to n, as in 2/8"),
+        (["--devices", "cpu,cuda:0"], 2, "--devices is 'cpu,cuda:0': all must be of one kind, cpu or cuda"),
         (["--devices", "gpu"], 1, "no device 'gpu': wanted auto, cpu, cuda or cuda:N"),
         (["--devices", "all"], 1, "--devices is all, and this machine has no CUDA device: leave it out"),
         (["--devices", "cpu", "--device", "cpu"], 2, "--devices goes with neither --device nor --engine ray"),
