@@ -252,6 +252,8 @@ def extract(
         "threads": threads,
     }
     settings = load_settings({**flags, "precision": precision, "strict": strict}, config)
+    if dry_run and settings.engine == "ray":
+        raise UsageError("--dry-run tries the speed of this machine, not of a cluster: say --engine local")
     from featcache import workspace
     from featcache.estimate import estimate
     from featcache.extraction import extract as run
@@ -440,7 +442,7 @@ def cache_verify(
         with _bar("computing") as tell:
             again = recompute_stores(settings, backbone or (), recompute, tell)
         lines += [found.in_words() for found in again]
-        wrong = [line for found in again for line in found.wrong]
+        wrong = [line for found in again for line in (*found.wrong, *filter(None, [found.refused]))]
     result = {"damaged": problems, "recomputed": [dataclasses.asdict(found) for found in again]}
     _show(as_json, result if recompute else problems, lines)
     for line in (*damage, *wrong):

@@ -34,6 +34,7 @@ class Recomputed:
         least_cosine: of the others to what is stored; 1 where there are none.
         wrong: image and view of each row that is something else than it should be.
         unreadable: images that are not here any more, or have changed, and so could not be compared.
+        refused: why no row could be computed here; empty when some could.
     """
 
     store: str
@@ -42,9 +43,12 @@ class Recomputed:
     least_cosine: float
     wrong: tuple[str, ...]
     unreadable: tuple[str, ...]
+    refused: str = ""
 
     def in_words(self) -> str:
         """The same, as a sentence."""
+        if self.refused:
+            return f"{self.store}: no row computed again"
         rest = "" if self.equal == self.rows else f", the others agree to a cosine of {self.least_cosine:.6f} or better"
         lost = f"; {len(self.unreadable)} images are not here or have changed" if self.unreadable else ""
         return f"{self.store}: {self.rows} rows computed again, {self.equal} equal in every byte{rest}{lost}"
@@ -107,6 +111,7 @@ def recompute(
     with load_ahead(root, wanted, compute.threads) as images:
         for number, (image, (row, view)) in enumerate(zip(images, rows, strict=True)):
             name = f"{store.image_table.image_id[row]}, view {view}"
+            on_row(number + 1, len(rows))
             if image.reason:
                 unreadable.append(f"{name}: {image.reason}")
                 continue
@@ -121,7 +126,6 @@ def recompute(
                 wrong.append(f"{name}: cosine {cosine:.4f} to what is stored")
             else:
                 least = min(least, cosine)
-            on_row(number + 1, len(rows))
     return Recomputed(
         store=str(store.path),
         rows=len(rows) - len(unreadable),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.check import Quarantined, Scan, scan
-from featcache.errors import DataError, SettingsError, StoreError, nearest
+from featcache.errors import BackboneError, DataError, SettingsError, StoreError, nearest
 from featcache.images import ImageTable, discover, read_csv, strings
 from featcache.index import INDEX_NAME, PARTS_NAME
 from featcache.settings import Settings, usable_cores, weights_of
@@ -130,22 +131,34 @@ def recompute_stores(
         count: rows a store.
         on_row: told of rows done and in all.
 
+    A store whose network, weights or decoder are not to be had here is among the results, with the reason.
+
     Raises:
-        CxrError: no data set, no store, or weights that cannot be had here.
+        CxrError: no data set or no store, or a part is damaged.
     """
     from featcache.backbones import load_backbone
-    from featcache.recompute import recompute
+    from featcache.recompute import Recomputed, recompute
 
     given = dict(zip(settings.backbone, weights_of(settings), strict=True)) if backbones else {}
     found = []
     for number, store in enumerate(stores := open_stores(settings, backbones)):
         weights = next((given[name] for name in _names_of(store.path) if name in given), "pretrained")
-        backbone = load_backbone(
-            store.spec.backbone, None if weights == "pretrained" else weights, store.spec.image_size
-        )
-        tell = lambda done, total, before=number * count: on_row(before + done, len(stores) * total)  # noqa: E731
-        found.append(recompute(store, data_root(settings), backbone, count, compute=compute_of(settings), on_row=tell))
+        file = None if weights == "pretrained" else weights
+        tell = functools.partial(_tell_of_rows, on_row, number, len(stores))
+        try:
+            backbone = load_backbone(store.spec.backbone, file, store.spec.image_size)
+            again = recompute(store, data_root(settings), backbone, count, compute=compute_of(settings), on_row=tell)
+        except BackboneError as error:
+            # The other stores are looked at all the same.
+            again = Recomputed(
+                store=str(store.path), rows=0, equal=0, least_cosine=1.0, wrong=(), unreadable=(), refused=str(error)
+            )
+        found.append(again)
     return found
+
+
+def _tell_of_rows(on_row: Callable[[int, int], None], stores_done: int, stores: int, done: int, total: int) -> None:
+    on_row(stores_done * total + done, stores * total)
 
 
 def compute_of(settings: Settings) -> Compute:

@@ -64,6 +64,7 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(films: Path, tmp_p
         (["--devices", "all"], 1, "--devices is all, and this machine has no CUDA device: leave it out"),
         (["--devices", "cpu", "--device", "cpu"], 2, "--devices goes with neither --device nor --engine ray"),
         (["--engine", "ray", "--ray-gpus", "1", "--precision", "auto"], 1, "the GPUs of a cluster cannot be asked"),
+        (["--engine", "ray", "--dry-run"], 2, "--dry-run tries the speed of this machine, not of a cluster"),
         (["--engine", "spark"], 2, "--engine is 'spark': input should be 'local' or 'ray'"),
         (["--threads", "0"], 2, "--threads is 0: input should be greater than or equal to 1"),
     ],
@@ -90,11 +91,21 @@ def test_rows_are_computed_again_on_demand_and_told(films: Path) -> None:
 
 
 def test_rows_of_another_network_are_not_compared(films: Path) -> None:
+    extract(films.parent)
     extract(films.parent, "-b", "efficientnet_lite0", "--weights", "random", "--image-size", "64")
     flags = ["--data", "films", "--recompute", "3"]
     refusal = cxr("cache", "verify", *flags, cwd=films.parent, **QUICK)
     assert refusal.code == 1
-    assert "cannot be computed again with this efficientnet_lite0 (weights_sha256 " in refusal.err
-    assert refusal.err.rstrip().endswith("with --backbone efficientnet_lite0 --weights FILE")
+    reason, last = refusal.err.rstrip().splitlines()[-2:]
+    assert "cannot be computed again with this efficientnet_lite0 (weights_sha256 " in reason
+    assert reason.endswith("with --backbone efficientnet_lite0 --weights FILE")
+    assert last.startswith("cxr: 1 of the cache's files or rows are damaged, missing or wrong")
+    # What could be looked at was.
+    assert [line.rpartition(": ")[2] for line in refusal.out.splitlines()] == [
+        "sound",
+        "sound",
+        "no row computed again",
+        "3 rows computed again, 3 equal in every byte",
+    ]
     flags += ["-b", "efficientnet_lite0", "--weights", "random"]
     assert "3 equal in every byte" in done("cache", "verify", *flags, cwd=films.parent, **QUICK).out

@@ -81,7 +81,9 @@ def test_an_image_that_has_changed_or_gone_is_listed_and_not_compared(
     gone, changed = (films / image_id for image_id in store.image_table.image_id[:2])
     gone.unlink()
     changed.write_bytes(changed.read_bytes() + b" ")
-    found = recompute(store, films, tiny, 2 * 88, compute=COMPUTE)
+    seen: list[tuple[int, int]] = []
+    found = recompute(store, films, tiny, 2 * 88, compute=COMPUTE, on_row=lambda *step: seen.append(step))
+    assert seen[-1] == (2 * 88, 2 * 88)
     assert len(found.unreadable) == 4
     assert (found.rows, found.equal) == (2 * 86, 2 * 86)
     assert found.in_words().endswith("; 4 images are not here or have changed")
