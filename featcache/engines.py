@@ -27,7 +27,7 @@ from featcache.errors import CxrError, EngineError
 from featcache.making import PartMaker
 from featcache.progress import Clock
 from featcache.runtime import OutOfMemoryError
-from featcache.work import Chunk, Made, Setting, from_json, to_json
+from featcache.work import Brief, Chunk, Made, from_json, to_json
 
 ASSIGNED = 3
 """Chunks that a worker has in hand: one being written, one computed, one whose first images are being read."""
@@ -52,7 +52,7 @@ class Engine(Protocol):
 
     workers: int
 
-    def __call__(self, setting: Setting, chunks: Iterable[Chunk], clock: Clock) -> Generator[Made]:
+    def __call__(self, brief: Brief, chunks: Iterable[Chunk], clock: Clock) -> Generator[Made]:
         """Make the parts of each chunk and yield what came of it; ``clock`` is told of images and mishaps."""
 
 
@@ -64,9 +64,9 @@ class InProcess:
     def __init__(self, backbones: Sequence[Backbone] | None = None) -> None:
         self.backbones = backbones
 
-    def __call__(self, setting: Setting, chunks: Iterable[Chunk], clock: Clock) -> Generator[Made]:
+    def __call__(self, brief: Brief, chunks: Iterable[Chunk], clock: Clock) -> Generator[Made]:
         """See ``Engine``."""
-        with contextlib.closing(PartMaker(setting, self.backbones)) as maker:
+        with contextlib.closing(PartMaker(brief, self.backbones)) as maker:
             yield from maker.make(chunks, clock.tick)
 
 
@@ -80,7 +80,7 @@ class OnDevices:
         self.devices = devices
         self.workers = len(devices)
 
-    def __call__(self, setting: Setting, chunks: Iterable[Chunk], clock: Clock) -> Generator[Made]:
+    def __call__(self, brief: Brief, chunks: Iterable[Chunk], clock: Clock) -> Generator[Made]:
         """See ``Engine``.
 
         Raises:
@@ -92,10 +92,10 @@ class OnDevices:
         inbox: queue.SimpleQueue[tuple[_Process, dict[str, Any] | None]] = queue.SimpleQueue()
         deaths: Counter[int] = Counter()
         inherited: set[int] = set()
-        threads = max(1, setting.threads // self.workers)
+        threads = max(1, brief.threads // self.workers)
 
         def start(device: str) -> _Process:
-            process = _Process(dataclasses.replace(setting, device=device, threads=threads), inbox.put)
+            process = _Process(dataclasses.replace(brief, device=device, threads=threads), inbox.put)
             for _ in range(ASSIGNED):
                 assign(process)
             return process
@@ -119,7 +119,7 @@ class OnDevices:
                         clock.notes.append(_mourned(process, deaths))
                         again.extend(process.assigned)
                         inherited |= {chunk.number for chunk in process.assigned}
-                        running.add(start(process.setting.device))
+                        running.add(start(process.brief.device))
                 elif "made" in message:
                     made = from_json(Made, message["made"])
                     process.finished(made)
@@ -141,8 +141,8 @@ class OnDevices:
 class _Process:
     """A worker process, what it has in hand, and the thread that listens to it."""
 
-    def __init__(self, setting: Setting, put: Callable[[tuple[_Process, dict[str, Any] | None]], None]) -> None:
-        self.setting = setting
+    def __init__(self, brief: Brief, put: Callable[[tuple[_Process, dict[str, Any] | None]], None]) -> None:
+        self.brief = brief
         self.assigned: deque[Chunk] = deque()
         self.unfinished_images = 0
         try:
@@ -158,10 +158,10 @@ class _Process:
                 encoding="utf-8",
             )
         except OSError as error:
-            raise EngineError(f"no process for {setting.device} could be started: {error.strerror or error}") from error
+            raise EngineError(f"no process for {brief.device} could be started: {error.strerror or error}") from error
         self.listener = threading.Thread(target=self._listen, args=(put,), daemon=True)
         self.listener.start()
-        self._tell(to_json(setting))
+        self._tell(to_json(brief))
 
     def _listen(self, put: Callable[[tuple[_Process, dict[str, Any] | None]], None]) -> None:
         assert self.process.stdout is not None
@@ -231,7 +231,7 @@ def _mourned(process: _Process, deaths: Counter[int]) -> str:
     """
     code = process.ended()
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-    where = f"the process on {process.setting.device}"
+    where = f"the process on {process.brief.device}"
     first = process.assigned[0]
     deaths[first.number] += 1
     if deaths[first.number] >= DEATHS:

@@ -10,7 +10,7 @@ from typing import Any
 
 from featcache.backbones import Backbone
 from featcache.check import Scan
-from featcache.extraction import PART_IMAGES, described, setting_of
+from featcache.extraction import PART_IMAGES, brief_of, described
 from featcache.making import PartMaker
 from featcache.planning import chunks_of, plan
 from featcache.runtime import Compute
@@ -129,7 +129,7 @@ def estimate(
         )
     to_do, rate = sum(len(rows) for _, rows in chunks), 0.0
     if chunks:
-        with closing(PartMaker(setting_of(root, jobs, views, compute), backbones)) as maker:
+        with closing(PartMaker(brief_of(root, jobs, views, compute), backbones)) as maker:
             rate = maker.rate(next(described(scanned, jobs, views, chunks)), PROBE_SECONDS)
     return Estimate(
         images=len(scanned.table),

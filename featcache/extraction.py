@@ -27,7 +27,7 @@ from featcache.progress import Clock, Progress
 from featcache.runtime import Compute, choose_batch_size, device_of
 from featcache.sharing import Share, read_unreadable, write_unreadable
 from featcache.store import part_headers
-from featcache.work import Chunk, Setting
+from featcache.work import Brief, Chunk
 
 PART_IMAGES = 256
 """Images a part: some seconds of work, so that little is lost in a kill, and few enough files."""
@@ -130,8 +130,8 @@ def extract(
     unreadable: dict[str, str] = {}
     elsewhere = np.zeros(len(jobs), np.int64)
     if chunks:
-        setting = setting_of(root, jobs, views, compute)
-        with closing(engine(setting, described(scanned, jobs, views, chunks), clock)) as outcomes:
+        brief = brief_of(root, jobs, views, compute)
+        with closing(engine(brief, described(scanned, jobs, views, chunks), clock)) as outcomes:
             for made in outcomes:
                 unreadable |= made.unreadable
                 elsewhere += made.elsewhere
@@ -155,10 +155,10 @@ def _refuse(lost: Sequence[Quarantined], *, strict: bool, left: int) -> None:
         raise DataError(f"{first}{more}; " + ("--strict wants every image" if left else "no image can be used"))
 
 
-def setting_of(root: Path, jobs: Sequence[Job], views: int, compute: Compute) -> Setting:
+def brief_of(root: Path, jobs: Sequence[Job], views: int, compute: Compute) -> Brief:
     """What holds for every chunk of a pass."""
     device = device_of(compute)
-    return Setting(
+    return Brief(
         root=root,
         specs=tuple(job.spec for job in jobs),
         stores=tuple(job.store for job in jobs),

@@ -24,7 +24,7 @@ from featcache.parts import part_name, read_header, write_part
 from featcache.runtime import choose_streams
 from featcache.spec import FeatureSpec
 from featcache.views import Geometry
-from featcache.work import Chunk, Made, Setting
+from featcache.work import Brief, Chunk, Made
 
 OnImages = Callable[[int, float], None]
 """Told of images done and the seconds waited for them."""
@@ -36,12 +36,12 @@ _Parts = dict[tuple[int, int], Batches]
 class PartMaker:
     """Makes the parts of chunks, in this process, on one device."""
 
-    def __init__(self, setting: Setting, backbones: Sequence[Backbone] | None = None) -> None:
+    def __init__(self, brief: Brief, backbones: Sequence[Backbone] | None = None) -> None:
         """``backbones`` are loaded by their sources, once they are needed, where they are not given."""
-        self.setting = setting
+        self.brief = brief
         self.backbones = backbones
         self.runners: dict[int, Runner] = {}
-        self.geometries = [geometry_of(spec) for spec in setting.specs]
+        self.geometries = [geometry_of(spec) for spec in brief.specs]
 
     def make(self, chunks: Iterable[Chunk | None], on_images: OnImages = lambda *_: None) -> Iterator[Made]:
         """Make the parts of each chunk and yield what came of it, in order.
@@ -57,7 +57,7 @@ class PartMaker:
         work = (wanted for found in ahead for wanted in (self._work(found[0]) if found else [None]))
         unfinished: deque[Future[Made]] = deque()
         with (
-            load_ahead(self.setting.root, work, self.setting.threads) as images,
+            load_ahead(self.brief.root, work, self.brief.threads) as images,
             ThreadPoolExecutor(1, "write") as writer,
         ):
             writer.submit(int)  # Starts the thread while there is memory for one.
@@ -90,12 +90,12 @@ class PartMaker:
         """
         lacking = [row for row, lacks in enumerate(chunk.first_missing) if any(map(self._lacks, lacks))]
         rows = itertools.cycle(lacking)
-        pieces = (_piece(chunk, list(itertools.islice(rows, self.setting.batch_size))) for _ in itertools.count())
+        pieces = (_piece(chunk, list(itertools.islice(rows, self.brief.batch_size))) for _ in itertools.count())
         ahead, here = itertools.tee(pieces)
         work = (wanted for piece in ahead for wanted in self._work(piece))
         under_way: deque[_Parts] = deque()
         started, done = 0.0, -1
-        with load_ahead(self.setting.root, work, self.setting.threads) as images:
+        with load_ahead(self.brief.root, work, self.brief.threads) as images:
             while not started or time.perf_counter() - started < seconds:
                 under_way.append(self._computed(next(here), images, lambda *_: None)[0])
                 if len(under_way) > 2:
@@ -103,7 +103,7 @@ class PartMaker:
                         batches.computed()
                     done += 1
                     started = started or time.perf_counter()
-        return max(done, 1) * self.setting.batch_size / (time.perf_counter() - started)
+        return max(done, 1) * self.brief.batch_size / (time.perf_counter() - started)
 
     def close(self) -> None:
         """Stop the networks; what has been yielded is on the disk."""
@@ -116,9 +116,9 @@ class PartMaker:
 
         Also how many images that is for each backbone, and how many lack nothing any more.
         """
-        views, elsewhere = self.setting.views, [0] * len(self.setting.specs)
+        views, elsewhere = self.brief.views, [0] * len(self.brief.specs)
         first_missing = [list(row) for row in chunk.first_missing]
-        for number, (spec, store) in enumerate(zip(self.setting.specs, self.setting.stores, strict=True)):
+        for number, (spec, store) in enumerate(zip(self.brief.specs, self.brief.stores, strict=True)):
             for first in {row[number] for row in chunk.first_missing} - {views}:
                 rows = [row for row, lacks in enumerate(chunk.first_missing) if lacks[number] == first]
                 name = part_name([chunk.sha256[row] for row in rows], range(first, views))
@@ -148,12 +148,12 @@ class PartMaker:
                 yield Wanted(image_id=image_id, sha256=sha256, renderings=renderings)
 
     def _lacks(self, first: int) -> bool:
-        return first < self.setting.views
+        return first < self.brief.views
 
     def _rendering(self, number: int, first: int) -> Rendering:
         """Some views for one backbone; equal for backbones of equal geometry, which then share them."""
-        floor = self.setting.specs[number].decode_floor
-        return Rendering(geometry=self.geometries[number], floor=floor, views=range(first, self.setting.views))
+        floor = self.brief.specs[number].decode_floor
+        return Rendering(geometry=self.geometries[number], floor=floor, views=range(first, self.brief.views))
 
     def _computed(
         self, chunk: Chunk, images: Iterator[ImageViews], on_images: OnImages
@@ -189,20 +189,20 @@ class PartMaker:
     def _written(self, parts: _Parts, made: Made) -> Made:
         """Wait for a chunk's features and write its parts."""
         for (number, first), batches in parts.items():
-            spec, held = self.setting.specs[number], range(first, self.setting.views)
+            spec, held = self.brief.specs[number], range(first, self.brief.views)
             flat, batch_size = batches.computed()
             features = flat.reshape(len(batches.sha256), len(held), -1)
             provenance = _provenance(spec, batch_size)
-            write_part(self.setting.stores[number] / PARTS_NAME, spec, batches.sha256, held, features, provenance)
+            write_part(self.brief.stores[number] / PARTS_NAME, spec, batches.sha256, held, features, provenance)
         notes = [runner.notes.pop(0) for runner in list(self.runners.values()) for _ in range(len(runner.notes))]
         return dataclasses.replace(made, notes=tuple(notes))
 
     def _runner(self, number: int) -> Runner:
         """The backbone ready to run; it is loaded and compiled when it is first needed."""
         if number not in self.runners:
-            setting, spec = self.setting, self.setting.specs[number]
-            backbone = self.backbones[number] if self.backbones else load_source(setting, number)
-            streams = choose_streams(spec.runtime, setting.device, setting.threads)
+            brief, spec = self.brief, self.brief.specs[number]
+            backbone = self.backbones[number] if self.backbones else load_source(brief, number)
+            streams = choose_streams(spec.runtime, brief.device, brief.threads)
             self.runners[number] = Runner(
                 backbone.name,
                 lambda batch_size: compile_forward(
@@ -210,10 +210,10 @@ class PartMaker:
                     batch_size,
                     runtime=spec.runtime,
                     precision=spec.precision,
-                    device=setting.device,
-                    threads=setting.threads,
+                    device=brief.device,
+                    threads=brief.threads,
                 ),
-                setting.batch_size,
+                brief.batch_size,
                 streams,
             )
         return self.runners[number]
@@ -228,13 +228,13 @@ def _piece(chunk: Chunk, rows: list[int]) -> Chunk:
     )
 
 
-def load_source(setting: Setting, number: int) -> Backbone:
+def load_source(brief: Brief, number: int) -> Backbone:
     """Load one of a pass's backbones anew.
 
     Raises:
         BackboneError: it cannot be had here, or its weights are not those of the spec.
     """
-    source, spec = setting.sources[number], setting.specs[number]
+    source, spec = brief.sources[number], brief.specs[number]
     backbone = load_backbone(source.name, source.weights, source.image_size)
     if backbone.weights_sha256 != spec.weights_sha256:
         raise BackboneError(

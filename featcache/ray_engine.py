@@ -18,7 +18,7 @@ from featcache.engines import import_path
 from featcache.errors import CxrError, EngineError
 from featcache.making import PartMaker
 from featcache.progress import Clock
-from featcache.work import Chunk, Made, Setting, from_json, to_json
+from featcache.work import Brief, Chunk, Made, from_json, to_json
 
 CHUNKS_A_TASK = 4
 """So few that little is lost with a node and so many that reading the first images costs little."""
@@ -63,14 +63,14 @@ class OnRay:
                 "--threads and --ray-gpus"
             )
 
-    def __call__(self, setting: Setting, chunks: Iterable[Chunk], clock: Clock) -> Generator[Made]:
+    def __call__(self, brief: Brief, chunks: Iterable[Chunk], clock: Clock) -> Generator[Made]:
         """See ``engines.Engine``.
 
         Raises:
             EngineError: a task was lost too often, or could not be started.
             CxrError: what a task reported.
         """
-        stores = tuple(store.absolute() for store in setting.stores)
+        stores = tuple(store.absolute() for store in brief.stores)
         sources = tuple(
             dataclasses.replace(
                 source,
@@ -78,12 +78,10 @@ class OnRay:
                 if source.weights is not None and Path(source.weights).is_file()
                 else source.weights,
             )
-            for source in setting.sources
+            for source in brief.sources
         )
         everywhere = to_json(
-            dataclasses.replace(
-                setting, root=setting.root.absolute(), stores=stores, sources=sources, threads=self.threads
-            )
+            dataclasses.replace(brief, root=brief.root.absolute(), stores=stores, sources=sources, threads=self.threads)
         )
         task = self.ray.remote(
             num_cpus=self.threads,
@@ -121,16 +119,16 @@ class OnRay:
         return result
 
 
-def make_chunks(setting: str, chunks: list[str]) -> list[str]:
-    """What a task does: the JSON of a setting and chunks to that of what came of them.
+def make_chunks(brief: str, chunks: list[str]) -> list[str]:
+    """What a task does: the JSON of a brief and chunks to that of what came of them.
 
     What an earlier try of the same task has written is found and not made again.
     """
-    maker = _maker(setting)
+    maker = _maker(brief)
     return [to_json(made) for made in maker.make(from_json(Chunk, chunk) for chunk in chunks)]
 
 
 @functools.lru_cache(1)
-def _maker(setting: str) -> PartMaker:
+def _maker(brief: str) -> PartMaker:
     """Ray runs one task after the other in a process: its networks are loaded once."""
-    return PartMaker(from_json(Setting, setting))
+    return PartMaker(from_json(Brief, brief))

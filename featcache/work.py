@@ -1,4 +1,4 @@
-"""What engines hand around: the setting of a pass, the pieces it is cut into, and what came of each.
+"""What engines hand around: the brief of a pass, the pieces it is cut into, and what came of each.
 
 All three are plain values with a JSON form, so that a piece can be done in this process, in one started beside it,
 or on another machine, by the same code.
@@ -14,7 +14,7 @@ import pydantic
 
 from featcache.spec import FeatureSpec
 
-Value = TypeVar("Value", "Setting", "Chunk", "Made")
+Value = TypeVar("Value", "Brief", "Chunk", "Made")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
+class Brief:
     """What holds for every piece of a pass.
 
     Attributes:
@@ -90,7 +90,7 @@ class Made:
     notes: tuple[str, ...] = ()
 
 
-def to_json(value: Setting | Chunk | Made) -> str:
+def to_json(value: Brief | Chunk | Made) -> str:
     """One line of JSON."""
     adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(type(value))
     return adapter.dump_json(value).decode()

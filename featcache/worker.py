@@ -1,6 +1,6 @@
 """A process that makes parts for another: ``python -m featcache.worker``.
 
-It reads JSON lines: the setting, then chunks until its input ends. It writes JSON lines: each piece of progress, each
+It reads JSON lines: the brief, then chunks until its input ends. It writes JSON lines: each piece of progress, each
 chunk made, or the error that ended it. When the process that started it is gone, its input ends, and so does it.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from featcache.errors import CxrError
-from featcache.work import Chunk, Setting, from_json, to_json
+from featcache.work import Brief, Chunk, from_json, to_json
 
 TELL_EVERY = 0.2
 """Seconds between two messages of progress."""
@@ -75,7 +75,7 @@ def main() -> None:
 
     progress = _Progress(line)
     try:
-        with contextlib.closing(PartMaker(from_json(Setting, inbox.get()))) as maker:
+        with contextlib.closing(PartMaker(from_json(Brief, inbox.get()))) as maker:
             for made in maker.make(_chunks(inbox), progress.on_images):
                 progress.tell()
                 _send(line, made=to_json(made))
