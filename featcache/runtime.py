@@ -50,6 +50,10 @@ class OutOfMemoryError(BackboneError):
     """The device has no room for a batch of this size."""
 
 
+BFLOAT16 = ("avx512_bf16", "amx_bf16")
+"""What a processor computes bfloat16 with, as torch calls it."""
+
+
 def cuda_devices() -> list[str]:
     """The names of this machine's CUDA devices."""
     return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
@@ -90,12 +94,21 @@ def choose_precision(precision: Precision | Literal["auto"], device: str) -> Pre
     """
     if precision != "auto":
         return precision
+    if has_fast_bfloat16(device):
+        return "bfloat16"
+    return "float16" if device.startswith("cuda") else "float32"
+
+
+def has_fast_bfloat16(device: str) -> bool:
+    """Whether a device computes bfloat16 products itself, and does not emulate them.
+
+    An AMD GPU does, NVIDIA's from compute capability 8.0 on, and a processor with one of ``BFLOAT16``.
+    """
     if device.startswith("cuda"):
         # is_bf16_supported() counts emulation in: a T4 would say yes, and be slow.
-        fast = bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
-        return "bfloat16" if fast else "float16"
+        return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
     capabilities = torch.cpu.get_capabilities()
-    return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
+    return any(capabilities.get(name) for name in BFLOAT16)
 
 
 def choose_runtime(runtime: Runtime | Literal["auto"], device: str) -> Runtime:

@@ -114,10 +114,7 @@ def _augmented(image: torch.Tensor, sha256: str, view: int, geometry: Geometry) 
         view_pixels = transforms.horizontal_flip(view_pixels)
     view_pixels = transforms.rotate(view_pixels, angle, interpolation=InterpolationMode.BILINEAR)
     view_pixels = transforms.adjust_contrast(view_pixels, contrast)
-    # Both change each of the 256 values by itself: to ask for those alone is the same, and ten times as fast.
-    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 256)
-    values = transforms.adjust_gamma(transforms.adjust_brightness(values, brightness), gamma)
-    view_pixels = torch.from_numpy(values.numpy().ravel()[view_pixels.numpy()])
+    view_pixels = _exposed(view_pixels, brightness, gamma)
     if softness < 1 / 3:
         view_pixels = transforms.gaussian_blur(view_pixels, [7, 7], [sigma, sigma])
     elif softness < 2 / 3:
@@ -126,3 +123,13 @@ def _augmented(image: torch.Tensor, sha256: str, view: int, geometry: Geometry) 
             transforms.resize(view_pixels, coarse, antialias=True), [side, side], antialias=True
         )
     return view_pixels
+
+
+def _exposed(pixels: torch.Tensor, brightness: float, gamma: float) -> torch.Tensor:
+    """Pixels [c, H, W] uint8 with another brightness and gamma.
+
+    Both change each of the 256 values by itself: to ask for those alone is the same, and ten times as fast.
+    """
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 256)
+    values = transforms.adjust_gamma(transforms.adjust_brightness(values, brightness), gamma)
+    return torch.from_numpy(values.numpy().ravel()[pixels.numpy()])

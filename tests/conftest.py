@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,6 +14,9 @@ from hypothesis import HealthCheck, settings
 from featcache.check import Scan, scan
 from featcache.images import discover
 from featcache.phantom import write_phantoms
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone
 
 # As cli.main does, and for the same reason; torch is not loaded yet.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -80,11 +84,20 @@ def scanned_phantoms(phantoms: Path) -> Scan:
 
 
 @pytest.fixture(scope="session")
+def tiny() -> Backbone:
+    """A network that takes a millisecond."""
+    # Imported here, so that tests which need no torch start without it.
+    from featcache.backbones import load_backbone
+
+    return load_backbone("tiny_network:tiny")
+
+
+@pytest.fixture(scope="session")
 def extract_phantoms(phantoms: Path, scanned_phantoms: Scan) -> ExtractPhantoms:
     """A function that extracts the phantoms with the tiny network below a cache folder; returns the store's folder."""
 
     def build(cache: Path, *, views: int = 1, part_images: int = 256, backbone: str = "tiny_network:tiny") -> Path:
-        # Imported here, so that tests which need no torch start without it.
+        # As above.
         from featcache.backbones import load_backbone
         from featcache.extraction import extract
         from featcache.runtime import Compute

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from featcache.spec import Precision, Runtime
 
-BFLOAT16 = ("avx512_bf16", "amx_bf16")
-"""What a processor computes bfloat16 with, as torch calls it."""
-
 
 def setting(name: str, value: str) -> str:
     """How to change a setting that ``cxr doctor`` has no flag for."""
@@ -88,12 +85,13 @@ def devices(settings: Settings) -> Iterator[Finding]:
 
 
 def _computes(settings: Settings, device: str, taken: bool) -> Iterator[Finding]:
-    from featcache.runtime import choose_precision, choose_runtime
+    from featcache.runtime import choose_precision, choose_runtime, has_fast_bfloat16
 
     runtime = choose_runtime(settings.runtime if taken else "auto", device)
     precision = choose_precision(settings.precision if taken else "auto", device)
     _run_small_network(runtime, precision, device)
-    described, native = _processor() if device == "cpu" else _accelerator(device)
+    native = has_fast_bfloat16(device)
+    described = f"{_processor() if device == 'cpu' else _accelerator(device)}{'' if native else ', no fast bfloat16'}"
     version = importlib.metadata.version(runtime)
     use = "'cxr extract' takes it, " if taken else "it would run networks "
     found = f"{described}; {use}with {runtime} {version} in {precision}"
@@ -104,28 +102,27 @@ def _computes(settings: Settings, device: str, taken: bool) -> Iterator[Finding]
         yield Finding(checked=device, found=found)
 
 
-def _processor() -> tuple[str, bool]:
-    """The processor in words, and whether it computes bfloat16 products itself."""
+def _processor() -> str:
+    """The processor in words."""
     import torch
 
+    from featcache.runtime import BFLOAT16
+
     capable: dict[str, Any] = dict(torch.cpu.get_capabilities())
-    native = any(capable.get(name) for name in BFLOAT16)
     names = [name.replace("_", "-").upper() for name in ("avx2", "avx512_f", *BFLOAT16) if capable.get(name)]
     name = str(capable.get("cpu_name") or platform.machine())
-    return ", ".join([name, f"{os.cpu_count()} threads", *names, *([] if native else ["no fast bfloat16"])]), native
+    return ", ".join([name, f"{os.cpu_count()} threads", *names])
 
 
-def _accelerator(device: str) -> tuple[str, bool]:
-    """A CUDA device in words, and whether it computes bfloat16 products itself."""
+def _accelerator(device: str) -> str:
+    """A CUDA device in words."""
     import torch
 
     properties = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
-    # From compute capability 8.0 (Ampere) on; torch alone would count emulation in. All of AMD's do.
-    native = properties.major >= 8 or torch.version.hip is not None
     memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     capability = f"compute capability {properties.major}.{properties.minor}"
-    return f"{properties.name}, {memory}, {capability}, {'bfloat16' if native else 'no fast bfloat16'}", native
+    return f"{properties.name}, {memory}, {capability}"
 
 
 def _run_small_network(runtime: Runtime, precision: Precision, device: str) -> None:

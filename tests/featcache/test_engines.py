@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from stores import bytes_below
 
-from featcache.backbones import Backbone, load_backbone
+from featcache.backbones import Backbone
 from featcache.check import Scan, scan
 from featcache.engines import DEATHS, OnDevices
 from featcache.errors import BackboneError, DataError, EngineError
@@ -26,24 +26,14 @@ from featcache.work import Source
 COMPUTE = Compute(device="cpu", runtime="torch", precision="float32", batch_size=8, threads=2)
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Backbone:
-    return load_backbone("tiny_network:tiny")
-
-
-@pytest.fixture(scope="module")
-def films(phantoms: Path) -> Scan:
-    return scan(discover(phantoms), phantoms)
-
-
 Run = Callable[..., Summary]
 
 
 @pytest.fixture
-def run(phantoms: Path, films: Scan, tmp_path: Path, tiny: Backbone) -> Run:
+def run(phantoms: Path, scanned_phantoms: Scan, tmp_path: Path, tiny: Backbone) -> Run:
     def run(cache: str, **settings: Any) -> Summary:
         given = {"views": 2, "part_images": 8, "compute": COMPUTE, **settings}
-        (summary,) = extract(given.pop("scanned", films), phantoms, tmp_path / cache, [tiny], **given)
+        (summary,) = extract(scanned_phantoms, phantoms, tmp_path / cache, [tiny], **given)
         return summary
 
     return run
@@ -51,11 +41,11 @@ def run(phantoms: Path, films: Scan, tmp_path: Path, tiny: Backbone) -> Run:
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    phantoms: Path, films: Scan, tiny: Backbone, tmp_path_factory: pytest.TempPathFactory
+    phantoms: Path, scanned_phantoms: Scan, tiny: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, bytes]:
     """What one process writes: name → content."""
     cache = tmp_path_factory.mktemp("undisturbed")
-    extract(films, phantoms, cache, [tiny], views=2, part_images=8, compute=COMPUTE)
+    extract(scanned_phantoms, phantoms, cache, [tiny], views=2, part_images=8, compute=COMPUTE)
     return bytes_below(cache)
 
 
@@ -93,11 +83,11 @@ def test_processes_that_die_again_and_again_end_the_command_and_finished_parts_s
 
 
 def test_what_a_process_reports_is_raised_here_in_its_own_type(
-    phantoms: Path, films: Scan, tmp_path: Path, tiny: Backbone
+    phantoms: Path, scanned_phantoms: Scan, tmp_path: Path, tiny: Backbone
 ) -> None:
     backbone = Backbone(**{**vars(tiny), "source": Source(name="tiny_network:other")})
     with pytest.raises(BackboneError, match=r"^the weights of tiny_network:other here are not those of the pass"):
-        extract(films, phantoms, tmp_path / "cache", [backbone], compute=COMPUTE, engine=OnDevices(["cpu"]))
+        extract(scanned_phantoms, phantoms, tmp_path / "cache", [backbone], compute=COMPUTE, engine=OnDevices(["cpu"]))
     assert children() == []
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from featcache.backbones import Backbone, load_backbone
+from featcache.backbones import Backbone
 from featcache.check import Scan, scan
 from featcache.estimate import Estimate, estimate
 from featcache.extraction import extract
@@ -17,30 +17,22 @@ from featcache.sharing import Share
 COMPUTE = Compute(device="cpu", runtime="torch", precision="float32", batch_size=8, threads=2)
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Backbone:
-    return load_backbone("tiny_network:tiny")
-
-
-@pytest.fixture(scope="module")
-def films(phantoms: Path) -> Scan:
-    return scan(discover(phantoms), phantoms)
-
-
-def expected(films: Scan, root: Path, cache: Path, tiny: Backbone, **settings: Any) -> Estimate:
-    return estimate(films, root, cache, [tiny], **{"compute": COMPUTE, "part_images": 30, "views": 3, **settings})
+def expected(scanned_phantoms: Scan, root: Path, cache: Path, tiny: Backbone, **settings: Any) -> Estimate:
+    return estimate(
+        scanned_phantoms, root, cache, [tiny], **{"compute": COMPUTE, "part_images": 30, "views": 3, **settings}
+    )
 
 
 def test_an_estimate_names_what_an_extraction_then_writes(
-    films: Scan, phantoms: Path, tmp_path: Path, tiny: Backbone
+    scanned_phantoms: Scan, phantoms: Path, tmp_path: Path, tiny: Backbone
 ) -> None:
-    before = expected(films, phantoms, tmp_path, tiny)
+    before = expected(scanned_phantoms, phantoms, tmp_path, tiny)
     assert (before.images, before.to_do, before.unreadable, before.views) == (88, 88, 0, 3)
     (each,) = before.backbones
     assert (each.missing, each.parts, each.damaged) == (88, 3, 0)
     assert before.images_per_second > 0
     assert before.seconds == pytest.approx(88 / before.images_per_second)
-    (summary,) = extract(films, phantoms, tmp_path, [tiny], views=3, compute=COMPUTE, part_images=30)
+    (summary,) = extract(scanned_phantoms, phantoms, tmp_path, [tiny], views=3, compute=COMPUTE, part_images=30)
     assert (each.store, each.fingerprint, each.backbone) == (summary.store, summary.fingerprint, summary.backbone)
     written = sorted(Path(summary.store).glob("parts/*.h5"))
     assert len(written) == each.parts
@@ -48,32 +40,36 @@ def test_an_estimate_names_what_an_extraction_then_writes(
 
 
 def test_an_estimate_writes_nothing_and_moves_nothing(
-    films: Scan, phantoms: Path, tmp_path: Path, tiny: Backbone
+    scanned_phantoms: Scan, phantoms: Path, tmp_path: Path, tiny: Backbone
 ) -> None:
-    expected(films, phantoms, tmp_path / "cache", tiny)
+    expected(scanned_phantoms, phantoms, tmp_path / "cache", tiny)
     assert not (tmp_path / "cache").exists()
-    (summary,) = extract(films, phantoms, tmp_path, [tiny], views=3, compute=COMPUTE, part_images=30)
+    (summary,) = extract(scanned_phantoms, phantoms, tmp_path, [tiny], views=3, compute=COMPUTE, part_images=30)
     part = next(Path(summary.store).glob("parts/*.h5"))
     part.write_bytes(b"damaged")
-    (each,) = expected(films, phantoms, tmp_path, tiny).backbones
+    (each,) = expected(scanned_phantoms, phantoms, tmp_path, tiny).backbones
     assert (each.parts, each.damaged) == (1, 1)
     assert part.read_bytes() == b"damaged"
     assert not (Path(summary.store) / "damaged").exists()
 
 
-def test_what_is_there_is_not_estimated_again(films: Scan, phantoms: Path, tmp_path: Path, tiny: Backbone) -> None:
-    extract(films, phantoms, tmp_path, [tiny], views=1, compute=COMPUTE, part_images=30)
-    more = expected(films, phantoms, tmp_path, tiny)
-    whole = expected(films, phantoms, tmp_path / "empty", tiny)
+def test_what_is_there_is_not_estimated_again(
+    scanned_phantoms: Scan, phantoms: Path, tmp_path: Path, tiny: Backbone
+) -> None:
+    extract(scanned_phantoms, phantoms, tmp_path, [tiny], views=1, compute=COMPUTE, part_images=30)
+    more = expected(scanned_phantoms, phantoms, tmp_path, tiny)
+    whole = expected(scanned_phantoms, phantoms, tmp_path / "empty", tiny)
     # Of three views the clean one is there: D = 16 features of two bytes an image less.
     assert whole.backbones[0].bytes - more.backbones[0].bytes == 88 * 16 * 2
-    done = expected(films, phantoms, tmp_path, tiny, views=1)
+    done = expected(scanned_phantoms, phantoms, tmp_path, tiny, views=1)
     assert (done.to_do, done.images_per_second, done.seconds) == (0, 0.0, 0.0)
     assert done.in_words()[-1] == "nothing to do"
 
 
-def test_a_share_is_estimated_alone(films: Scan, phantoms: Path, tmp_path: Path, tiny: Backbone) -> None:
-    shares = [expected(films, phantoms, tmp_path, tiny, share=Share(index=index, count=2)) for index in (1, 2)]
+def test_a_share_is_estimated_alone(scanned_phantoms: Scan, phantoms: Path, tmp_path: Path, tiny: Backbone) -> None:
+    shares = [
+        expected(scanned_phantoms, phantoms, tmp_path, tiny, share=Share(index=index, count=2)) for index in (1, 2)
+    ]
     assert [share.to_do for share in shares] == [58, 30]
 
 

@@ -36,11 +36,6 @@ COMPUTE = Compute(device="cpu", runtime="torch", precision="float32", batch_size
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Backbone:
-    return load_backbone("tiny_network:tiny")
-
-
-@pytest.fixture(scope="module")
 def other() -> Backbone:
     """The same architecture with other weights."""
     return load_backbone("tiny_network:other")
@@ -413,6 +408,11 @@ def test_progress_says_what_the_pass_waits_for() -> None:
     assert progress(1.0).remark == "5 img/s, limited by compute"
     assert progress(9.0).remark == "5 img/s, limited by decode"
     assert progress(0.0, total=0).limited_by == "nothing to do"
+    # Ten images were done after two seconds of loading and compiling: forty took the other eight.
+    compiled = Progress(
+        images_done=50, images_total=100, seconds=10.0, waited_for_images=0.0, starting=2.0, images_at_start=10
+    )
+    assert compiled.images_per_second == 5.0
     start = Progress(images_done=0, images_total=1, seconds=0.0, waited_for_images=0.0)
     assert start.remark == "0 img/s, limited by compute"
 

@@ -22,11 +22,6 @@ from featcache.store import FeatureStore, open_store
 COMPUTE = Compute(device="cpu", runtime="torch", precision="float32", batch_size=8, threads=2)
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Backbone:
-    return load_backbone("tiny_network:tiny")
-
-
 @pytest.fixture
 def films(phantoms: Path, tmp_path: Path) -> Path:
     shutil.copytree(phantoms, tmp_path / "films")

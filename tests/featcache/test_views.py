@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from featcache.decode import Pixels, decode
 from featcache.phantom import phantom
-from featcache.views import Geometry, render
+from featcache.views import Geometry, _exposed, render
 
 GEOMETRY = Geometry(image_size=64, resize_side=72, interpolation="bilinear")
 SHA256 = hashlib.sha256(b"a film").hexdigest()
@@ -176,3 +176,13 @@ def test_native_size_radiographs_have_all_their_views(real_data: Path) -> None:
     # Decoding at a fraction of the size is another average of the same pixels: nearer than one view is to another.
     assert (whole - shrunk).abs().flatten(1).mean(1).max() < 4
     assert (whole[0] - whole[1]).abs().mean() > 8
+
+
+@given(brightness=st.floats(0.5, 2), gamma=st.floats(0.5, 2), channels=st.sampled_from([1, 3]))
+@settings(deadline=None)
+def test_exposure_looked_up_by_value_equals_torchvisions_own_of_the_pixels(
+    brightness: float, gamma: float, channels: int
+) -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (channels, 16, 16), np.uint8))
+    wanted = v2.functional.adjust_gamma(v2.functional.adjust_brightness(pixels, brightness), gamma)
+    assert torch.equal(_exposed(pixels, brightness, gamma), wanted)
