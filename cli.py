@@ -262,12 +262,13 @@ def extract(
     share, note = workspace.share_of(settings)
     if note:
         _note(note)
+    compute = workspace.compute_of(settings)
     backbones = workspace.load_backbones(settings)
     with _bar("hashing") as tell:
         scanned = workspace.scan_images(settings, images, on_image=tell)
     what = (scanned, workspace.data_root(settings), workspace.dataset_folder(settings), backbones)
-    how: dict[str, Any] = {"views": settings.views, "recipe_seed": settings.view_seed, "share": share}
-    how["compute"] = workspace.compute_of(settings)
+    how: dict[str, Any] = {"views": settings.views, "recipe_seed": settings.view_seed}
+    how |= {"compute": compute, "share": share}
     if dry_run:
         expected = estimate(*what, **how)
         _show(as_json, expected.to_json(), expected.in_words())
