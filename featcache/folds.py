@@ -120,7 +120,7 @@ def series_folds(table: ImageTable, rows: Rows) -> tuple[Fold, ...]:
 def _patients(table: ImageTable, rows: Rows) -> _Patients:
     group = patient_groups(table)[rows]
     names, image_ids = table.patient_id[rows], table.image_id[rows]
-    order = sorted(range(len(rows)), key=lambda row: (_natural(names[row]), image_ids[row]))
+    order = sorted(range(len(rows)), key=lambda row: (_natural(str(names[row])), image_ids[row]))
     first: dict[int, int] = {}
     for row in order:
         first.setdefault(int(group[row]), row)

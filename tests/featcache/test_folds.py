@@ -127,10 +127,10 @@ def test_blocks_differ_by_no_more_than_a_patient_and_a_rounding(films: list[tupl
     patients = strings([name.partition("_")[0] for name in table.image_id])
     table = dataclasses.replace(table, patient_id=patients)
     largest = max(np.unique(patients.astype(str), return_counts=True)[1])
-    for label in (0, 1):
-        of_class = table.label == label
-        sizes = [int(of_class[fold.held_out].sum()) for fold in block_folds(table, np.arange(len(table)), count)]
-        assert abs(max(sizes) - min(sizes)) <= 2 * largest
+    for index in (0, 1):
+        of_class = table.label == index
+        images = [int(of_class[fold.held_out].sum()) for fold in block_folds(table, np.arange(len(table)), count)]
+        assert abs(max(images) - min(images)) <= 2 * largest
 
 
 @pytest.mark.real
