@@ -166,10 +166,14 @@ def matching_rows(held: Digests, wanted: Digests) -> NDArray[np.int64] | None:
     first = np.flatnonzero(held == wanted[0])
     if len(first) and np.array_equal(held[first[0] : first[0] + len(wanted)], wanted):
         return np.arange(first[0], first[0] + len(wanted))  # Nearly always they follow one another.
-    order = np.argsort(held)
-    place = np.minimum(np.searchsorted(held, wanted, sorter=order), len(held) - 1)
-    rows: NDArray[np.int64] = order[place]
-    return rows if np.array_equal(held[rows], wanted) else None
+    # Numbers sort faster than text. Where two begin alike, which is rare, the whole text decides.
+    for held_key, wanted_key in ((held.view(np.uint64)[::8], wanted.view(np.uint64)[::8]), (held, wanted)):
+        order = np.argsort(held_key)
+        place = np.minimum(np.searchsorted(held_key, wanted_key, sorter=order), len(held) - 1)
+        rows: NDArray[np.int64] = order[place]
+        if np.array_equal(held[rows], wanted):
+            return rows
+    return None
 
 
 def _layout(header: PartHeader) -> _Layout | None:

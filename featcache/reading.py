@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,10 @@ from featcache.spec import FeatureSpec
 
 THREADS = 4
 """Parts read at once at most: two saturate most memory, four a fast disk."""
+
+
+FEW_RUNS = 16
+"""Stretches of rows that are written one by one; more of them are scattered at once, by way of a copy."""
 
 
 class WiderPartError(Exception):
@@ -161,13 +166,18 @@ class FeatureReader:
         if part.features.dtype.itemsize > out.dtype.itemsize:
             raise WiderPartError
         features, place = part.features[:, first:last], out[:, views]
-        if isinstance(run := _run(source), slice):
+        if isinstance(target, slice) and isinstance(run := _run(source), slice):
             place[target] = features[run]
-        elif isinstance(target, slice) and features.dtype == out.dtype:
+            return
+        rows = np.arange(target.start, target.stop) if isinstance(target, slice) else target
+        edges = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+        if features.dtype != out.dtype or len(edges) > FEW_RUNS:
+            place[rows] = features[source]
+            return
+        for begin, end in itertools.pairwise(edges):
             # 'clip' lets it write without a buffer; no index is out of range.
-            np.take(features, source, axis=0, out=place[target], mode="clip")
-        else:
-            place[target] = features[source]
+            into = place[rows[begin] : rows[begin] + end - begin]
+            np.take(features, source[begin:end], axis=0, out=into, mode="clip")
 
     def _misfit(self) -> StoreError:
         index = self._store / INDEX_NAME

@@ -5,6 +5,7 @@ Nothing here needs torch. Parts are read whole, in order, and each one's checksu
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -79,12 +80,11 @@ class FeatureStore:
     def _rows(self, image_ids: Sequence[str] | None) -> NDArray[np.int64]:
         if image_ids is None:
             return np.arange(len(self.part))
-        wanted = set(image_ids)
-        row_of = {image_id: row for row, image_id in enumerate(self.image_table.image_id) if image_id in wanted}
-        missing = [image_id for image_id in image_ids if image_id not in row_of]
-        if missing:
-            raise self.lacking(len(missing), len(image_ids), missing[0])
-        return np.array([row_of[image_id] for image_id in image_ids], np.int64)
+        found = map(self.encoded.row_of.get, image_ids, itertools.repeat(-1))
+        rows = np.fromiter(found, np.int64, len(image_ids))
+        if missing := int(np.count_nonzero(rows < 0)):
+            raise self.lacking(missing, len(rows), image_ids[int(np.argmax(rows < 0))])
+        return rows
 
     def reader(self, image_ids: Sequence[str] | None = None, views: Sequence[int] | None = None) -> FeatureReader:
         """A reader of the features [N, V, D] of some images, for those who do not want all of them at once.

@@ -35,8 +35,7 @@ from heads.runs import (
     load_run,
     save_run,
 )
-from heads.streaming import StoredSamples
-from heads.train import EpochProgress, Samples, fit
+from heads.train import EpochProgress, fit
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -166,16 +165,11 @@ def _fit_store(
     on_epoch: Callable[[EpochProgress], None] | None,
 ) -> _StoreHeads:
     count = store.view_count if views is None else views
-    label, classes = images.label, len(images.classes)
-
-    def samples(rows: NDArray[np.int64]) -> Samples | StoredSamples:
-        return samples_of(store, images.image_id[rows].tolist(), label[rows], classes, count, stream=window is not None)
-
-    val_samples = samples(divided.val)
+    label, splits = images.label, (divided.train, divided.val, divided.test)
+    train_samples, val_samples, test_samples = samples_of(store, images, splits, count, stream=window is not None)
     used = configs if window is None else [replace(config, window=window) for config in configs]
-    fitted = fit(samples(divided.train), val_samples, used, device=device, on_epoch=on_epoch)
-    val = clean_and_mean(fitted, val_samples)
-    test = clean_and_mean(fitted, samples(divided.test))
+    fitted = fit(train_samples, val_samples, used, device=device, on_epoch=on_epoch)
+    val, test = clean_and_mean(fitted, val_samples), clean_and_mean(fitted, test_samples)
     records = [
         HeadRecord(
             backbone=store.spec.backbone,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.images import ImageTable
 from featcache.index import stored_dtype
 from featcache.store import FeatureStore
 from heads.config import HeadConfig
@@ -17,17 +18,34 @@ from heads.streaming import StoredSamples, window_of
 
 
 def samples_of(
-    store: FeatureStore, image_ids: Sequence[str], labels: IntArray, classes: int, views: int, *, stream: bool
-) -> Samples | StoredSamples:
-    """The features of some images, read at once, or left in the store.
+    store: FeatureStore, images: ImageTable, splits: Sequence[IntArray], views: int, *, stream: bool
+) -> list[Samples | StoredSamples]:
+    """Splits of a store: read at once, each part once for all of them, or left in the store.
+
+    Args:
+        store: the features.
+        images: the images, with their labels.
+        splits: rows of ``images``, of each split.
+        views: views an image.
+        stream: leave them in the store.
 
     Raises:
         StoreError: the store lacks some; or, read at once, a part is damaged.
     """
-    if not stream:
-        return Samples(features=store.views(image_ids, views), labels=labels, classes=classes)
-    reader = store.reader(image_ids, range(views))
-    return StoredSamples(reader=reader, dtype=stored_dtype(store.path), labels=labels, classes=classes)
+    labels, classes = [images.label[rows] for rows in splits], len(images.classes)
+    if stream:
+        dtype = stored_dtype(store.path)
+        readers = [store.reader(images.image_id[rows].tolist(), range(views)) for rows in splits]
+        return [
+            StoredSamples(reader=reader, dtype=dtype, labels=label, classes=classes)
+            for reader, label in zip(readers, labels, strict=True)
+        ]
+    features = store.views(images.image_id[np.concatenate(splits)].tolist(), views)
+    ends = np.cumsum([len(rows) for rows in splits]).tolist()
+    return [
+        Samples(features=features[end - len(label) : end], labels=label, classes=classes)
+        for end, label in zip(ends, labels, strict=True)
+    ]
 
 
 def window_for(

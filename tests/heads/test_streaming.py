@@ -56,10 +56,7 @@ def splits(store: FeatureStore, *, stream: bool) -> Pair:
     """960 train and 240 val images, scattered over the store as a split by patient scatters them."""
     table = store.image_table
     rows = np.random.default_rng(0).permutation(np.flatnonzero(np.char.startswith(table.image_id.astype(str), "train")))
-    train, val = (
-        samples_of(store, table.image_id[chosen].tolist(), table.label[chosen], 2, VIEWS, stream=stream)
-        for chosen in (np.sort(rows[:960]), np.sort(rows[960:]))
-    )
+    train, val = samples_of(store, table, (np.sort(rows[:960]), np.sort(rows[960:])), VIEWS, stream=stream)
     return train, val
 
 
