@@ -304,6 +304,9 @@ def fit_head(
     view_policy: Annotated[str | None, typer.Option(help="random or clean.")] = None,
     views: Views = None,
     positive: Positive = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="For features at most, as 512MiB or 2GB; the rest stays on disk.")
+    ] = None,
     device: Device = None,
     data: Data = None,
     table: TableFile = None,
@@ -322,7 +325,7 @@ def fit_head(
     }
     flags |= {"epochs": epochs, "patience": patience, "batch_size": batch_size, "class_weights": class_weights}
     flags |= {"view_policy": view_policy, "views": views, "positive": positive, "data": data, "table": table}
-    settings = load_settings({**flags, "cache": cache, "device": device}, config)
+    settings = load_settings({**flags, "cache": cache, "device": device, "memory": memory}, config)
     from featcache.runtime import choose_device
     from featcache.workspace import dataset_folder, open_stores, present_table
     from heads.experiment import configs_of, run_experiment
@@ -343,8 +346,11 @@ def fit_head(
             views=settings.views if "views" in settings.model_fields_set else None,
             positive=settings.positive,
             device=choose_device(settings.device),
+            memory=settings.memory,
             on_progress=tell,
         )
+    for head in {head.backbone: head for head in outcome.record.heads if head.config.window}.values():
+        _note(f"{head.backbone}: shuffled in windows of {head.config.window:,} images, which are read from the disk")
     chosen = build_report(dataset_folder(settings), [outcome.record.run_id]).selected[0]
     result = {**outcome.to_json(), "selected": chosen.name, "val_loss": chosen.chosen.val.loss}
     _show(as_json, result, [f"{outcome.in_words()}; best on val: {chosen.name}", "'cxr report' shows the table"])

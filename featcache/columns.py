@@ -56,6 +56,15 @@ class EncodedTable:
             classes=self.classes, sha256=sha256, label=self.label, width=self.width, height=self.height, **columns
         )
 
+    @functools.cached_property
+    def row_of(self) -> dict[str, int]:
+        """``image_id`` → row; of a name that occurs twice, the last.
+
+        Raises:
+            StoreError: as ``decoded``.
+        """
+        return {image_id: row for row, image_id in enumerate(self.decoded.image_id.tolist())}
+
 
 def write_table(file: h5py.File, table: ImageTable) -> None:
     """Write every column of an image table."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -113,6 +113,11 @@ class Settings(BaseSettings):
     batch_size: int = Field(256, ge=2, description="features a training step")
     class_weights: Literal["balanced", "none"] = Field("balanced", description="balanced or none")
     view_policy: Literal["random", "clean"] = Field("random", description="the view a head sees of an image each epoch")
+    memory: ByteSize | None = Field(
+        None,
+        ge=1,
+        description="memory for features while heads are fitted, as 512MiB or 2GB; default: all that they take",
+    )
     seeds: int = Field(1, ge=1, le=1000, description="heads a configuration, with seeds 0, 1, …")
 
     @classmethod

@@ -15,6 +15,9 @@ from typing import Literal, TypedDict, Unpack, cast, get_args
 ClassWeights = Literal["balanced", "none"]
 ViewPolicy = Literal["random", "clean"]
 
+BLOCK_IMAGES = 256
+"""Images that a shuffle window takes together: they follow one another in the split, and so on the disk."""
+
 _NUMBERS = ("l2", "lr")
 _NAMES = ("class_weights", "view_policy")
 
@@ -33,6 +36,7 @@ class HeadConfig:
         class_weights: ``balanced`` weighs class k by n/(K·n_k) of the train split, ``none`` by 1.
         view_policy: ``random`` draws one of all views for every image and epoch, ``clean`` takes view 0.
         seed: determines the initial weights, the shuffles and the drawn views.
+        window: images shuffled among themselves, in whole blocks of 256 (``heads.windows``); 0: all of the train split.
 
     Raises:
         ValueError: a value is out of its range; the message names it.
@@ -47,12 +51,22 @@ class HeadConfig:
     class_weights: ClassWeights = "balanced"
     view_policy: ViewPolicy = "random"
     seed: int = 0
+    window: int = 0
 
     def __post_init__(self) -> None:
         # Two rows a batch at least: BatchNorm has no variance of one.
-        for name, lowest in (("hidden", 0), ("epochs", 1), ("patience", 1), ("batch_size", 2), ("seed", 0)):
+        for name, lowest in (
+            ("hidden", 0),
+            ("epochs", 1),
+            ("patience", 1),
+            ("batch_size", 2),
+            ("seed", 0),
+            ("window", 0),
+        ):
             if getattr(self, name) < lowest:
                 raise ValueError(f"head config: wanted {name} >= {lowest}, got {getattr(self, name)}")
+        if self.window % BLOCK_IMAGES:
+            raise ValueError(f"head config: wanted window in whole blocks of {BLOCK_IMAGES}, got {self.window}")
         if self.seed >= 2**63:  # torch's generator takes no more
             raise ValueError(f"head config: wanted seed < 2**63, got {self.seed}")
         if not (math.isfinite(self.l2) and self.l2 >= 0):
@@ -102,6 +116,7 @@ class Fixed(TypedDict, total=False):
     batch_size: int
     class_weights: ClassWeights
     view_policy: ViewPolicy
+    window: int
 
 
 class _Fields(Fixed, total=False):

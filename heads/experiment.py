@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 
 from featcache.errors import RunError, StoreError
 from featcache.images import ImageTable, positive_class
-from featcache.parts import FeatureArray
 from featcache.settings import Settings
 from featcache.splits import Split, SplitRule, split
 from featcache.store import FeatureStore
 from heads.config import HeadConfig, grid
+from heads.feeding import clean_and_mean, samples_of, window_for
 from heads.group import FittedHead
 from heads.metrics import evaluate
-from heads.model import logits
 from heads.runs import (
     FORMAT_VERSION,
     RUNS_NAME,
@@ -36,7 +35,7 @@ from heads.runs import (
     load_run,
     save_run,
 )
-from heads.train import EpochProgress, Samples, fit
+from heads.train import EpochProgress, fit
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,6 +74,7 @@ def run_experiment(
     views: int | None = None,
     positive: str | None = None,
     device: str = "cpu",
+    memory: int | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Outcome:
     """Fit all configurations on all stores and save the run.
@@ -92,12 +92,15 @@ def run_experiment(
         views: views to train on; None takes all that every image has.
         positive: name of the positive class; None takes the second.
         device: a torch device.
+        memory: bytes for the features of a store at most (``heads.streaming``): what is larger is read in shuffle
+            windows, whose size is part of each head's configuration; None reads everything into memory.
         on_progress: told the epochs done of all heads, the epochs in all, and how it goes.
 
     Raises:
         StoreError: a store lacks images, or two stores do not fit.
         DataError: the split leaves a part empty, or there is no such class.
         RunError: the train split has one class, or a head diverged.
+        SettingsError: the memory is too little for the smallest window.
         WriteError: the disk is full.
     """
     if not stores:
@@ -108,7 +111,9 @@ def run_experiment(
     divided = split(images, rule, seed=split_seed)
     _require_classes(images, divided)
     positive_index = positive_class(images.classes, positive)
-    run_id = _run_id(stores, images, divided, configs, views, positive_index)
+    sizes = len(divided.train), len(divided.val), len(divided.test)
+    windows = [window_for(store, sizes, configs, views, memory) for store in stores]
+    run_id = _run_id(stores, images, divided, configs, views, positive_index, windows)
     folder = dataset / RUNS_NAME / run_id
     if (folder / "run.json").is_file():
         try:
@@ -119,9 +124,9 @@ def run_experiment(
             pass  # A damaged run is made again.
     started = time.perf_counter()
     results: list[_StoreHeads] = []
-    for number, store in enumerate(stores):
+    for number, (store, window) in enumerate(zip(stores, windows, strict=True)):
         on_epoch = None if on_progress is None else _overall(on_progress, store, number, len(stores), configs)
-        results.append(_fit_store(store, images, divided, configs, views, positive_index, device, on_epoch))
+        results.append(_fit_store(store, images, divided, configs, views, positive_index, device, window, on_epoch))
     record = RunRecord(
         format_version=FORMAT_VERSION,
         run_id=run_id,
@@ -156,24 +161,15 @@ def _fit_store(
     views: int | None,
     positive: int,
     device: str,
+    window: int | None,
     on_epoch: Callable[[EpochProgress], None] | None,
 ) -> _StoreHeads:
     count = store.view_count if views is None else views
-    features = {
-        name: store.views(images.image_id[rows].tolist(), count)
-        for name, rows in (("train", divided.train), ("val", divided.val), ("test", divided.test))
-    }
-    label = images.label
-    classes = len(images.classes)
-    fitted = fit(
-        Samples(features=features["train"], labels=label[divided.train], classes=classes),
-        Samples(features=features["val"], labels=label[divided.val], classes=classes),
-        configs,
-        device=device,
-        on_epoch=on_epoch,
-    )
-    val = [_clean_and_mean(head, features["val"]) for head in fitted]
-    test = [_clean_and_mean(head, features["test"]) for head in fitted]
+    label, splits = images.label, (divided.train, divided.val, divided.test)
+    train_samples, val_samples, test_samples = samples_of(store, images, splits, count, stream=window is not None)
+    used = configs if window is None else [replace(config, window=window) for config in configs]
+    fitted = fit(train_samples, val_samples, used, device=device, on_epoch=on_epoch)
+    val, test = clean_and_mean(fitted, val_samples), clean_and_mean(fitted, test_samples)
     records = [
         HeadRecord(
             backbone=store.spec.backbone,
@@ -211,13 +207,6 @@ def _overall(
         on_progress((number + 1) * epochs - now.head_epochs_left, stores * epochs, remark)
 
     return tell
-
-
-def _clean_and_mean(head: FittedHead, features: FeatureArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits [n, K] of the clean view, and their mean over the views, of features [n, V, D]."""
-    n, views, dim = features.shape
-    every = logits(head.weights, features.reshape(n * views, dim)).reshape(n, views, -1)
-    return every[:, 0], every.mean(axis=1, dtype=np.float32)
 
 
 def _split_logits(
@@ -268,6 +257,7 @@ def _run_id(
     configs: Sequence[HeadConfig],
     views: int | None,
     positive: int,
+    windows: Sequence[int | None],
 ) -> str:
     """Name a run by all that determines it."""
     content = {
@@ -277,6 +267,7 @@ def _run_id(
         "split": [divided.rule, divided.seed],
         "positive": positive,
         "configs": [asdict(config) for config in configs],
+        "windows": windows,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return f"{divided.rule}-{digest[:10]}"

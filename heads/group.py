@@ -16,7 +16,7 @@ from heads.backprop import backward, inference
 from heads.config import HeadConfig
 from heads.early_stopping import FIGURES, EarlyStopping, History, StopReason
 from heads.model import HeadWeights, Layout
-from heads.samples import Rows, batches, epoch_order
+from heads.samples import Feed, Window, batches, epoch_order, gather
 
 VAL_ROWS = 512  # rows of val features at a time: with its activations, what a cache holds
 
@@ -51,45 +51,53 @@ class Group:
     """The heads of a group that are still in training: a row each in every matrix."""
 
     def __init__(
-        self, configs: Sequence[HeadConfig], weights: Sequence[tuple[float, ...]], train: Rows, classes: int
+        self, configs: Sequence[HeadConfig], weights: Sequence[tuple[float, ...]], train: Feed, classes: int
     ) -> None:
-        device = train.features.device
+        device = train.device
         first = configs[0]
         self.configs = list(configs)
         self.train = train
-        self.layout = Layout(features=train.features.shape[1], hidden=first.hidden, classes=classes)
+        self.layout = Layout(features=train.width, hidden=first.hidden, classes=classes)
         self.rows = self.layout.initial([config.seed for config in configs]).to(device)  # [G, width]
         self.best = self.rows.clone()
         self.adam = Adam(len(configs), self.layout.trained, device)
         self.l2 = torch.tensor([[config.l2] for config in configs], device=device)  # [G, 1]
         self.lr = torch.tensor([[config.lr] for config in configs], device=device)  # [G, 1]
         self.class_weight = torch.tensor(weights, dtype=torch.float32, device=device)  # [G, K]
-        self.batches = batches(len(train.labels), first.batch_size)
+        self.window = first.window
+        self.largest_batch = min(first.batch_size, train.images)
         self._allocate()
 
     def _allocate(self) -> None:
-        largest = self.batches[0][1]
         self.heads = self.layout.views(self.rows)
         self.gradient = torch.zeros_like(self.rows)
         self.gradients = self.layout.views(self.gradient)
-        self.batch = self.rows.new_empty(len(self.configs) * largest, self.layout.features)
+        self.batch = self.rows.new_empty(len(self.configs) * self.largest_batch, self.layout.features)
 
     def train_epoch(self, epoch: int, views: int) -> tuple[Tensor, Tensor]:
         """Take one pass over the train split; return each head's mean loss and accuracy, [G]."""
-        images, device = len(self.train.labels), self.rows.device
-        drawn = [epoch_order(config, epoch, images, views) for config in self.configs]
+        loss, correct = torch.zeros(2, len(self.configs), device=self.rows.device)
+        seen = 0
+        for number, window in enumerate(self.train.windows(epoch, self.window)):
+            seen += self._train_window(window, epoch, number, views, loss, correct)
+        return loss / seen, correct / seen
+
+    def _train_window(self, window: Window, epoch: int, number: int, views: int, loss: Tensor, correct: Tensor) -> int:
+        """Take one pass over a window; add to each head's summed loss and right answers, and return the images."""
+        images, device = len(window.labels), self.rows.device
+        drawn = [epoch_order(config, epoch, images, views, number) for config in self.configs]
         order = torch.from_numpy(np.stack([order for order, _ in drawn])).to(device)  # [G, N]
         view = torch.from_numpy(np.stack([view for _, view in drawn])).to(device)
-        source = order * self.train.views + view
-        labels = self.train.labels[order]
+        source = window.rows(order, view)
+        labels = window.labels[order]
         sample_weight = self.class_weight.gather(1, labels)
         penalised, trained = self.layout.penalised, self.layout.trained
         decays = bool(self.l2.any())
-        loss, correct = torch.zeros(2, len(self.configs), device=device)
-        for start, stop in self.batches:
+        stop = 0
+        for start, stop in batches(images, self.configs[0].batch_size):
             count = len(self.configs) * (stop - start)
             index = source[:, start:stop].reshape(-1)
-            gathered = torch.index_select(self.train.features, 0, index, out=self.batch[:count])
+            gathered = gather(window.features, index, self.batch[:count])
             features = gathered.view(len(self.configs), stop - start, -1)  # [G, B, D]
             figures = backward(
                 self.heads, self.gradients, features, labels[:, start:stop], sample_weight[:, start:stop]
@@ -99,29 +107,26 @@ class Group:
             self.adam.update(self.rows[:, :trained], self.gradient[:, :trained], self.lr)
             loss += figures.loss * (stop - start)
             correct += figures.correct
-        seen = self.batches[-1][1]
-        return loss / seen, correct / seen
+        return stop
 
     def penalty(self) -> Tensor:
         """Return each head's λ·Σw², [G]."""
         norm: Tensor = torch.linalg.vector_norm(self.rows[:, : self.layout.penalised], dim=1)
         return self.l2[:, 0] * norm.square()
 
-    def validate(self, val: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    def validate(self, val: Feed) -> tuple[Tensor, Tensor, Tensor]:
         """Return each head's val loss and accuracy by the clean view, and its loss by the view mean; [G]."""
         model = inference(self.heads)
-        images = max(1, VAL_ROWS // val.views)
         clean, correct, view_mean = torch.zeros(3, len(self.configs), device=self.rows.device)
-        for start in range(0, len(val.labels), images):
-            labels = val.labels[start : start + images].expand(len(self.configs), -1)  # [G, n]
-            rows = val.features[start * val.views : (start + images) * val.views]
-            logits = model.logits(rows)  # [G, n·V, K]
+        for rows, label in val.chunks(chunk_images(val.views)):
+            labels = label.expand(len(self.configs), -1)  # [G, n]
+            logits = model.logits(rows.float())  # [G, n·V, K]
             by_view = logits.reshape(len(logits), -1, val.views, logits.shape[2])
             logits = by_view.permute(0, 3, 1, 2)  # [G, K, n, V]
             clean += cross_entropy(logits[..., 0], labels, reduction="none").sum(1)
             view_mean += cross_entropy(logits.mean(3), labels, reduction="none").sum(1)
             correct += (logits[..., 0].argmax(1) == labels).sum(1)
-        count = len(val.labels)
+        count = val.images
         return clean / count, correct / count, view_mean / count
 
     def keep(self, kept: Sequence[int]) -> None:
@@ -134,11 +139,16 @@ class Group:
         self._allocate()
 
 
+def chunk_images(views: int) -> int:
+    """Images of val that are taken at a time."""
+    return max(1, VAL_ROWS // views)
+
+
 def train_group(
     configs: Sequence[HeadConfig],
     weights: Sequence[tuple[float, ...]],
-    train: Rows,
-    val: Rows,
+    train: Feed,
+    val: Feed,
     classes: int,
     after_epoch: Callable[[Sequence[EarlyStopping]], None],
 ) -> list[FittedHead]:

@@ -16,7 +16,8 @@ from heads.config import HeadConfig
 from heads.early_stopping import EarlyStopping, History
 from heads.group import FittedHead, train_group
 from heads.model import Layout
-from heads.samples import Rows, Samples, check, class_weights, epoch_order
+from heads.samples import Feed, Rows, Samples, check, class_weights, epoch_order
+from heads.streaming import StoredSamples, StreamedRows
 
 __all__ = ["EpochProgress", "FittedHead", "History", "Samples", "epoch_order", "fit"]
 
@@ -46,8 +47,8 @@ class EpochProgress:
 
 
 def fit(
-    train: Samples,
-    val: Samples,
+    train: Samples | StoredSamples,
+    val: Samples | StoredSamples,
     configs: Sequence[HeadConfig],
     *,
     device: str = "cpu",
@@ -56,7 +57,7 @@ def fit(
     """Train one head for each configuration.
 
     Args:
-        train: the train split.
+        train: the train split; of ``StoredSamples`` a head reads one window after the other (``HeadConfig.window``).
         val: the val split, which stops the heads and chooses their epoch.
         configs: the heads.
         device: a torch device.
@@ -66,14 +67,17 @@ def fit(
         The fitted heads, in the order of ``configs``.
 
     Raises:
+        StoreError: a part of stored samples is missing or damaged.
         RunError: the splits can not train a head, or one diverged in its first epoch; the message says which.
         ValueError: the splits do not fit each other.
     """
     check(train, val)
     place = torch.device(device)
     clean_only = all(config.view_policy == "clean" for config in configs)
-    train_rows = Rows.of(train, place, clean_only=clean_only)
-    val_rows = Rows.of(val, place)
+    # One is the whole split where any head's is.
+    window = 0 if any(config.window == 0 for config in configs) else max((c.window for c in configs), default=0)
+    train_rows = _feed(train, place, window, clean_only=clean_only)
+    val_rows = _feed(val, place, window)
     weights = [class_weights(train.labels, train.classes, config.class_weights) for config in configs]
     fitted: dict[int, FittedHead] = {}
     for members in _groups(configs, train_rows, train.classes):
@@ -101,14 +105,20 @@ def fit(
     return [fitted[head] for head in range(len(configs))]
 
 
-def _groups(configs: Sequence[HeadConfig], train: Rows, classes: int) -> Iterator[list[int]]:
-    """Yield the heads of each group: of equal hidden and batch size, and no more than the memory suits."""
-    shapes: dict[tuple[int, int], list[int]] = {}
+def _feed(samples: Samples | StoredSamples, device: torch.device, window: int, *, clean_only: bool = False) -> Feed:
+    if isinstance(samples, StoredSamples):
+        return StreamedRows(samples, device, window, clean_only=clean_only)
+    return Rows.of(samples, device, clean_only=clean_only)
+
+
+def _groups(configs: Sequence[HeadConfig], train: Feed, classes: int) -> Iterator[list[int]]:
+    """Yield the heads of each group: of equal hidden and batch size and window, no more than the memory suits."""
+    shapes: dict[tuple[int, int, int], list[int]] = {}
     for head, config in enumerate(configs):
-        shapes.setdefault((config.hidden, config.batch_size), []).append(head)
-    for (hidden, batch_size), members in shapes.items():
-        layout = Layout(features=train.features.shape[1], hidden=hidden, classes=classes)
-        size = group_size(layout, min(batch_size, len(train.labels)), train.features.device)
+        shapes.setdefault((config.hidden, config.batch_size, config.window), []).append(head)
+    for (hidden, batch_size, _), members in shapes.items():
+        layout = Layout(features=train.width, hidden=hidden, classes=classes)
+        size = group_size(layout, min(batch_size, train.images), train.device)
         # Evenly: 9 heads in groups of at most 4 are 3 + 3 + 3.
         count = math.ceil(len(members) / size)
         for part in range(count):
