@@ -113,6 +113,12 @@ class Settings(BaseSettings):
     batch_size: int = Field(256, ge=2, description="features a training step")
     class_weights: Literal["balanced", "none"] = Field("balanced", description="balanced or none")
     view_policy: Literal["random", "clean"] = Field("random", description="the view a head sees of an image each epoch")
+    standardise: bool = Field(
+        False, description="train on features less their mean over the train split, divided by their standard deviation"
+    )
+    head_precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the heads' products; bfloat16 where the hardware has such products"
+    )
     seeds: int = Field(1, ge=1, le=1000, description="heads a configuration, with seeds 0, 1, …")
 
     @classmethod
