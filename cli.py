@@ -302,6 +302,10 @@ def fit_head(
     batch_size: Annotated[int | None, typer.Option(help="Features a training step.")] = None,
     class_weights: Annotated[str | None, typer.Option(help="balanced or none.")] = None,
     view_policy: Annotated[str | None, typer.Option(help="random or clean.")] = None,
+    standardise: Annotated[
+        bool | None, typer.Option("--standardise/--no-standardise", help="Standardise features by the train split.")
+    ] = None,
+    head_precision: Annotated[str | None, typer.Option(help="float32, or bfloat16 where it is fast.")] = None,
     views: Views = None,
     positive: Positive = None,
     memory: Annotated[
@@ -324,7 +328,8 @@ def fit_head(
         "split_seed": split_seed,
     }
     flags |= {"epochs": epochs, "patience": patience, "batch_size": batch_size, "class_weights": class_weights}
-    flags |= {"view_policy": view_policy, "views": views, "positive": positive, "data": data, "table": table}
+    flags |= {"view_policy": view_policy, "standardise": standardise, "head_precision": head_precision}
+    flags |= {"views": views, "positive": positive, "data": data, "table": table}
     settings = load_settings({**flags, "cache": cache, "device": device, "memory": memory}, config)
     from featcache.runtime import choose_device
     from featcache.workspace import dataset_folder, open_stores, present_table

@@ -60,6 +60,8 @@ def configs_of(settings: Settings) -> tuple[HeadConfig, ...]:
         batch_size=settings.batch_size,
         class_weights=settings.class_weights,
         view_policy=settings.view_policy,
+        standardise=settings.standardise,
+        precision=settings.head_precision,
     )
 
 

@@ -191,7 +191,7 @@ def _named(rows: list[Row]) -> list[Row]:
     configs = [row.config for row in rows]
     several = {
         field: len({getattr(config, field) for config in configs}) > 1
-        for field in ("hidden", "lr", "epochs", "patience", "batch_size", "class_weights", "view_policy")
+        for field in ("hidden", "lr", "epochs", "patience", "batch_size", "class_weights", "view_policy", "precision")
     }
     prints: dict[str, set[str]] = {}
     for row in rows:
@@ -215,6 +215,8 @@ def _named(rows: list[Row]) -> list[Row]:
             for field, differs in several.items()
             if differs
         ]
+        if config.standardise and not all(other.standardise for other in configs):
+            extras.append("standardised")
         if len({count for fingerprint, count in view_counts if fingerprint == row.chosen.fingerprint}) > 1:
             extras.append(f"{row.chosen.views} view{'s' * (row.chosen.views > 1)}")
         if len(positives) > 1:
