@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -33,6 +34,7 @@ class EpochProgress:
     Args:
         heads: heads in all.
         heads_done: heads that have stopped.
+        epoch: epochs that the group has trained; 0 where it was trained before an interruption.
         head_epochs_done: epochs trained, summed over the heads.
         head_epochs_left: epochs that are left at most; falls faster where heads stop early.
         best_val_loss: the lowest so far of all heads.
@@ -40,9 +42,20 @@ class EpochProgress:
 
     heads: int
     heads_done: int
+    epoch: int
     head_epochs_done: int
     head_epochs_left: int
     best_val_loss: float
+
+
+class KeptGroups(Protocol):
+    """Where trained groups are kept, so that an interrupted fit goes on."""
+
+    def load(self, configs: Sequence[HeadConfig]) -> list[FittedHead] | None:
+        """Return the group of exactly these heads, where it has been trained before."""
+
+    def keep(self, heads: Sequence[FittedHead]) -> None:
+        """Keep a group that has been trained."""
 
 
 def fit(
@@ -52,6 +65,7 @@ def fit(
     *,
     device: str = "cpu",
     on_epoch: Callable[[EpochProgress], None] | None = None,
+    kept: KeptGroups | None = None,
 ) -> list[FittedHead]:
     """Train one head for each configuration.
 
@@ -61,6 +75,8 @@ def fit(
         configs: the heads.
         device: a torch device.
         on_epoch: told after each epoch of each group.
+        kept: asked for each group before it is trained, and given it afterwards. Groups are formed of all heads, so
+            that those trained before and after an interruption are the same to the bit.
 
     Returns:
         The fitted heads, in the order of ``configs``.
@@ -88,15 +104,17 @@ def fit(
             if on_epoch is not None:
                 on_epoch(_progress(finished, stoppings, waiting))
 
-        with torch.no_grad():
-            heads = train_group(
-                [configs[head] for head in members],
-                [weights[head] for head in members],
-                train_rows,
-                val_rows,
-                train.classes,
-                tell,
-            )
+        group = [configs[head] for head in members]
+        heads = None if kept is None else kept.load(group)
+        if heads is None:
+            with torch.no_grad():
+                heads = train_group(
+                    group, [weights[head] for head in members], train_rows, val_rows, train.classes, tell
+                )
+            if kept is not None:
+                kept.keep(heads)
+        elif on_epoch is not None:
+            on_epoch(_progress([*finished, *heads], (), waiting))
         fitted.update(zip(members, heads, strict=True))
     return [fitted[head] for head in range(len(configs))]
 
@@ -134,6 +152,7 @@ def _progress(
     return EpochProgress(
         heads=len(finished) + len(stoppings) + len(waiting),
         heads_done=len(finished) + sum(stopping.stopped is not None for stopping in stoppings),
+        epoch=max(runs, default=0),
         head_epochs_done=sum(head.epochs_run for head in finished) + sum(runs),
         head_epochs_left=sum(left) + sum(config.epochs for config in waiting),
         best_val_loss=min(losses + [stopping.best_loss for stopping in stoppings]),
