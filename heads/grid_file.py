@@ -187,7 +187,8 @@ def _parsed(model: type[BaseModel], values: dict[str, Any], where: str, *others:
     try:
         return model.model_validate(values).model_dump(exclude_unset=True)
     except ValidationError as error:
-        first = error.errors()[0]
+        # Of the two kinds of seeds the one that was meant: its error lies deeper.
+        first = max(error.errors(), key=lambda one: len(one["loc"]))
         said = first["msg"].removeprefix("Value error, ").lower()
         raise SettingsError(f"{where}: {first['loc'][0]} is {first['input']!r}: {said}") from error
 

@@ -27,6 +27,7 @@ from heads.config import HeadConfig
 from heads.early_stopping import History, StopReason
 from heads.group import FittedHead
 from heads.model import HeadWeights
+from heads.runs import RUNS_NAME
 
 UNFINISHED_NAME = "unfinished"
 _FORMAT = "1"
@@ -94,14 +95,16 @@ class UnfinishedRun:
         """Hold the lock under which the run is saved; waits while another process holds it.
 
         Raises:
-            WriteError: the folder cannot be written.
+            WriteError: the data set's folder cannot be written.
         """
-        lock = filelock.FileLock(self.folder / "lock")
+        # Not in the folder, which goes while others wait.
+        dataset = self.folder.parent.parent
+        lock = filelock.FileLock(dataset / f"{RUNS_NAME}.lock")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            dataset.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except OSError as error:
-            raise atomic.explained(self.folder, None, error) from error
+            raise atomic.explained(dataset / RUNS_NAME, None, error) from error
         try:
             yield
         finally:
