@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import RunError
+from featcache.joined import part_names
 from heads.config import HeadConfig
 from heads.metrics import Metrics
 from heads.runs import RUNS_NAME, HeadRecord, RunRecord, load_run, run_folders
@@ -196,7 +197,7 @@ def _named(rows: list[Row]) -> list[Row]:
     prints: dict[str, set[str]] = {}
     for row in rows:
         prints.setdefault(row.chosen.backbone, set()).add(row.chosen.fingerprint)
-    short = {backbone: backbone.removeprefix("torchvision:").partition("@")[0] for backbone in prints}
+    short = {row.chosen.backbone: _short(row.chosen) for row in rows}
     splits = {_split_of(row) for row in rows}
     positives = {row.run.positive for row in rows}
     view_counts = {(row.chosen.fingerprint, row.chosen.views) for row in rows}
@@ -206,7 +207,7 @@ def _named(rows: list[Row]) -> list[Row]:
         # Library and options only where two backbones would share the short name.
         name = short[backbone] if list(short.values()).count(short[backbone]) == 1 else backbone
         if len(prints[backbone]) > 1:
-            name += f" [{row.chosen.fingerprint[:6]}]"
+            name += f" [{'+'.join(part[:6] for _, part in _parts(row.chosen))}]"
         name += f" + L2 {config.l2:g}" if config.l2 else ""
         extras = [
             {"hidden": "linear" if config.hidden == 0 else f"hidden {config.hidden}"}.get(
@@ -225,6 +226,16 @@ def _named(rows: list[Row]) -> list[Row]:
             extras.append(f"{row.run.split_rule} split" + (f" {row.run.split_seed}" if row.run.split_seed else ""))
         named.append(replace(row, name=", ".join([name, *extras])))
     return named
+
+
+def _parts(record: HeadRecord) -> tuple[tuple[str, str], ...]:
+    """Backbone and fingerprint of the store, or of each of those joined."""
+    return part_names(record.backbone, record.fingerprint)
+
+
+def _short(record: HeadRecord) -> str:
+    """The backbone without library and options."""
+    return "+".join(backbone.removeprefix("torchvision:").partition("@")[0] for backbone, _ in _parts(record))
 
 
 def _warnings(rows: Sequence[Row]) -> list[str]:

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from threading import Lock
+from typing import Protocol
 
 import torch
 
@@ -41,6 +42,7 @@ class EpochProgress:
     Args:
         heads: heads in all.
         heads_done: heads that have stopped.
+        epoch: epochs that the group has trained; 0 where it was trained before an interruption.
         head_epochs_done: epochs trained, summed over the heads.
         head_epochs_left: epochs that are left at most; falls faster where heads stop early.
         best_val_loss: the lowest so far of all heads.
@@ -48,9 +50,20 @@ class EpochProgress:
 
     heads: int
     heads_done: int
+    epoch: int
     head_epochs_done: int
     head_epochs_left: int
     best_val_loss: float
+
+
+class KeptGroups(Protocol):
+    """Where trained groups are kept, so that an interrupted fit goes on."""
+
+    def load(self, configs: Sequence[HeadConfig]) -> list[FittedHead] | None:
+        """Return the group of exactly these heads, where it has been trained before."""
+
+    def keep(self, heads: Sequence[FittedHead]) -> None:
+        """Keep a group that has been trained."""
 
 
 def fit(
@@ -60,6 +73,7 @@ def fit(
     *,
     device: str = "cpu",
     on_epoch: Callable[[EpochProgress], None] | None = None,
+    kept: KeptGroups | None = None,
 ) -> list[FittedHead]:
     """Train one head for each configuration.
 
@@ -69,6 +83,8 @@ def fit(
         configs: the heads.
         device: a torch device.
         on_epoch: told after each epoch of each group.
+        kept: asked for each group before it is trained, and given it afterwards. Groups are formed of all heads, so
+            that those trained before and after an interruption are the same to the bit.
 
     Returns:
         The fitted heads, in the order of ``configs``.
@@ -96,21 +112,29 @@ def fit(
         return Scaling.of(train, policy, place)
 
     def train_members(members: Sequence[int], tell: Callable[[EpochProgress], None]) -> None:
-        def tell_progress() -> None:
+        def tell_progress(epoch: int | None = None) -> None:
             with in_order:
-                tell(_progress(stoppings))
+                tell(_progress(stoppings, members, epoch))
 
-        first = configs[members[0]]
-        with torch.no_grad():  # which torch keeps a thread
-            heads = train_group(
-                [stoppings[head] for head in members],
-                [class_weights(train.labels, train.classes, configs[head].class_weights) for head in members],
-                train_rows,
-                val_rows,
-                train.classes,
-                scaling(first.view_policy) if first.standardise else None,
-                tell_progress,
-            )
+        group = [configs[head] for head in members]
+        heads = None if kept is None else kept.load(group)
+        if heads is None:
+            with torch.no_grad():  # which torch keeps a thread
+                heads = train_group(
+                    [stoppings[head] for head in members],
+                    [class_weights(train.labels, train.classes, config.class_weights) for config in group],
+                    train_rows,
+                    val_rows,
+                    train.classes,
+                    scaling(group[0].view_policy) if group[0].standardise else None,
+                    tell_progress,
+                )
+            if kept is not None:
+                kept.keep(heads)
+        else:
+            for head, trained in zip(members, heads, strict=True):
+                stoppings[head].resume(trained.history, trained.stop_reason)
+            tell_progress(epoch=0)
         fitted.update(zip(members, heads, strict=True))
 
     groups = [partial(train_members, members) for members in _groups(configs, train_rows, train.classes)]
@@ -167,10 +191,11 @@ def group_size(layout: Layout, batch: int, device: torch.device) -> int:
     return max(1, (CPU_GROUP_BYTES // 4 - shared) // floats)
 
 
-def _progress(stoppings: Sequence[EarlyStopping]) -> EpochProgress:
+def _progress(stoppings: Sequence[EarlyStopping], members: Sequence[int], epoch: int | None) -> EpochProgress:
     return EpochProgress(
         heads=len(stoppings),
         heads_done=sum(stopping.stopped is not None for stopping in stoppings),
+        epoch=max(stoppings[head].epochs_run for head in members) if epoch is None else epoch,
         head_epochs_done=sum(stopping.epochs_run for stopping in stoppings),
         head_epochs_left=sum(0 if s.stopped else s.config.epochs - s.epochs_run for s in stoppings),
         best_val_loss=min(stopping.best_loss for stopping in stoppings),

@@ -207,7 +207,7 @@ def test_progress_rises_to_the_end_and_names_the_backbone(tmp_path: Path) -> Non
     done = [now[0] for now in told]
     assert done == sorted(done)
     assert {now[1] for now in told} == {2 * 3 * 4} == {done[-1]}
-    assert told[0][2].startswith("one: 3 heads left, best val loss 0.")
+    assert told[0][2].startswith("one: 3 heads left, epoch 1, best val loss 0.")
     assert told[-1][2].startswith("two: 0 heads")
 
 
