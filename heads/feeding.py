@@ -33,14 +33,15 @@ def samples_of(
         StoreError: the store lacks some; or, read at once, a part is damaged.
     """
     labels, classes = [images.label[rows] for rows in splits], len(images.classes)
+    place = store.rows(images.image_id)
     if stream:
         dtype = stored_dtype(store.path)
-        readers = [store.reader(images.image_id[rows].tolist(), range(views)) for rows in splits]
+        readers = [store.reader(place[rows], range(views)) for rows in splits]
         return [
             StoredSamples(reader=reader, dtype=dtype, labels=label, classes=classes)
             for reader, label in zip(readers, labels, strict=True)
         ]
-    features = store.views(images.image_id[np.concatenate(splits)].tolist(), views)
+    features = store.reader(place[np.concatenate(splits)], range(views)).read_all()
     ends = np.cumsum([len(rows) for rows in splits]).tolist()
     return [
         Samples(features=features[end - len(label) : end], labels=label, classes=classes)
@@ -70,7 +71,7 @@ def window_for(
     if memory is None:
         return None
     count = store.view_count if views is None else views
-    width, itemsize = store.reader(views=range(count)).shape[2], stored_dtype(store.path).itemsize
+    width, itemsize = store.reader(np.arange(1), range(count)).shape[2], stored_dtype(store.path).itemsize
     if sum(sizes) * count * width * itemsize <= memory:
         return None
     read = 1 if all(config.view_policy == "clean" for config in configs) else count
