@@ -46,24 +46,13 @@ class EncodedTable:
             StoreError: some text is no UTF-8.
         """
         try:
-            columns = {
-                name: strings([value.decode() for value in column.tolist()]) for name, column in self.text.items()
-            }
+            columns = {name: _decoded(column) for name, column in self.text.items()}
         except UnicodeDecodeError as error:
             raise damaged(self.path, error) from error
         sha256 = columns.pop("image_sha256")
         return ImageTable(
             classes=self.classes, sha256=sha256, label=self.label, width=self.width, height=self.height, **columns
         )
-
-    @functools.cached_property
-    def row_of(self) -> dict[str, int]:
-        """``image_id`` → row; of a name that occurs twice, the last.
-
-        Raises:
-            StoreError: as ``decoded``.
-        """
-        return {image_id: row for row, image_id in enumerate(self.decoded.image_id.tolist())}
 
 
 def write_table(file: h5py.File, table: ImageTable) -> None:
@@ -115,6 +104,12 @@ def text_bytes(values: list[str]) -> NDArray[np.bytes_]:
     """UTF-8 of fixed length: text of variable length is kept outside the dataset, where it has no checksum."""
     encoded = [value.encode() for value in values]
     return np.array(encoded, h5py.string_dtype("utf-8", max(1, *map(len, encoded), 1)))
+
+
+def _decoded(column: NDArray[Any]) -> NDArray[np.object_]:
+    """Text as strings, equal ones once: a split's name, or a patient's, stands beside many images."""
+    known: dict[bytes, str] = {}
+    return strings([known.get(value) or known.setdefault(value, value.decode()) for value in column.tolist()])
 
 
 def _name(value: str | bytes) -> str:

@@ -39,7 +39,8 @@ class FeatureReader:
         spec: what its features were made with.
         part_names: [P] file names.
         part: [N, V] int32, the part of each image and view.
-        image_sha256: [N] content hashes.
+        image_sha256: content hashes of all images of the store.
+        rows: [N] the images' places in those.
         first_view: of the V views, which follow one another.
     """
 
@@ -50,10 +51,11 @@ class FeatureReader:
         part_names: Sequence[str],
         part: NDArray[np.int32],
         image_sha256: Digests,
+        rows: NDArray[np.int64],
         first_view: int,
     ) -> None:
         self._store, self._spec, self._part_names = store, spec, part_names
-        self._part, self._image_sha256, self._first_view = part, image_sha256, first_view
+        self._part, self._image_sha256, self._rows, self._first_view = part, image_sha256, rows, first_view
         self._reader = PartReader(store, spec)
         self._verified: dict[tuple[int, int], int] = {}  # block → XXH3-64 of its features
         self.dim = self._reader.header(part_names[int(part[0, 0])]).dim
@@ -66,7 +68,13 @@ class FeatureReader:
     def clean(self) -> FeatureReader:
         """A reader of the first of the views alone, which is the clean one where all are read."""
         return FeatureReader(
-            self._store, self._spec, self._part_names, self._part[:, :1], self._image_sha256, self._first_view
+            self._store,
+            self._spec,
+            self._part_names,
+            self._part[:, :1],
+            self._image_sha256,
+            self._rows,
+            self._first_view,
         )
 
     def read_all(self) -> FeatureArray:
@@ -128,7 +136,7 @@ class FeatureReader:
     def _place(self, piece: tuple[int, NDArray[np.int64], slice], out: NDArray[Any], start: int) -> None:
         """Read a part, verify it, and put what is wanted of it where it belongs."""
         number, rows, views = piece
-        wanted = self._image_sha256[rows]
+        wanted = self._image_sha256[self._rows[rows]]
         run = _run(rows - start)
         target = out[run, views] if isinstance(run, slice) else out[:0]
         part = self._reader.read(self._part_names[number], wanted, target)
@@ -144,7 +152,7 @@ class FeatureReader:
     def _read_some(self, start: int, stop: int, out: NDArray[Any]) -> bool:
         """Read some images alone, unverified; False if that is not possible."""
         for number, rows, views in self._pieces(start, stop):
-            found = self._reader.read_some(self._part_names[number], self._image_sha256[rows])
+            found = self._reader.read_some(self._part_names[number], self._image_sha256[self._rows[rows]])
             if found is None:
                 return False
             part, source = found

@@ -77,7 +77,7 @@ class FeatureStore:
         Raises:
             StoreError: an image or view is not in the store, or a part is damaged.
         """
-        return self._reader(self._rows(image_ids), [view]).read_all()[:, 0].astype(np.float32)
+        return self.reader(self.rows(image_ids), [view]).read_all()[:, 0].astype(np.float32)
 
     def views(self, image_ids: Sequence[str] | None = None, count: int | None = None) -> FeatureArray:
         """Features of the first ``count`` views (all that every image has when None), [N, V, D] as stored.
@@ -85,30 +85,35 @@ class FeatureStore:
         Raises:
             StoreError: as ``features``.
         """
-        return self.reader(image_ids, range(self.view_count if count is None else count)).read_all()
+        return self.reader(self.rows(image_ids), range(self.view_count if count is None else count)).read_all()
 
-    def _rows(self, image_ids: Sequence[str] | None) -> NDArray[np.int64]:
-        if image_ids is None:
-            return np.arange(len(self.part))
-        found = map(self.encoded.row_of.get, image_ids, itertools.repeat(-1))
-        rows = np.fromiter(found, np.int64, len(image_ids))
-        if missing := int(np.count_nonzero(rows < 0)):
-            raise self.lacking(missing, len(rows), image_ids[int(np.argmax(rows < 0))])
-        return rows
-
-    def reader(self, image_ids: Sequence[str] | None = None, views: Sequence[int] | None = None) -> FeatureReader:
-        """A reader of the features [N, V, D] of some images, for those who do not want all of them at once.
-
-        Args:
-            image_ids: which images, in this order (all when None).
-            views: view numbers that follow one another (all that every image has when None).
+    def rows(self, image_ids: Sequence[str] | NDArray[np.object_] | None = None) -> NDArray[np.int64]:
+        """The row of each image in the image table (all when None), [n].
 
         Raises:
-            StoreError: as ``features``, but for parts, which are looked at when they are read.
+            StoreError: an image is not in the store.
         """
-        return self._reader(self._rows(image_ids), range(self.view_count) if views is None else views)
+        if image_ids is None:
+            return np.arange(len(self.part))
+        known, wanted = self.image_table.image_id, np.asarray(image_ids, object)
+        if np.array_equal(known, wanted):
+            return np.arange(len(known))
+        row_of = dict(zip(known.tolist(), range(len(known)), strict=True))
+        rows = np.fromiter(map(row_of.get, wanted.tolist(), itertools.repeat(-1)), np.int64, len(wanted))
+        if missing := int(np.count_nonzero(rows < 0)):
+            raise self.lacking(missing, len(rows), str(wanted[np.argmax(rows < 0)]))
+        return rows
 
-    def _reader(self, rows: NDArray[np.int64], views: Sequence[int]) -> FeatureReader:
+    def reader(self, rows: NDArray[np.int64], views: Sequence[int]) -> FeatureReader:
+        """A reader of features [N, V, D], for those who do not want all of them at once.
+
+        Args:
+            rows: which images, by their row in the image table, in this order.
+            views: view numbers, which follow one another.
+
+        Raises:
+            StoreError: as ``features``, but for damaged parts, which are found when they are read.
+        """
         if not len(rows) or not views or min(views) < 0 or list(views) != list(range(views[0], views[-1] + 1)):
             raise ValueError(
                 f"wanted one image or more and views from 0 on that follow one another, got {len(rows)} images and "
@@ -123,8 +128,8 @@ class FeatureStore:
         lacking = (part < 0).any(axis=1)
         if lacking.any():
             raise self.lacking(int(lacking.sum()), len(rows), str(self.image_table.image_id[rows[np.argmax(lacking)]]))
-        digests = self.encoded.text["image_sha256"][rows].astype("S64")
-        return FeatureReader(self.path, self.spec, self.part_names, part, digests, views[0])
+        image_sha256 = self.encoded.text["image_sha256"].astype("S64", copy=False)
+        return FeatureReader(self.path, self.spec, self.part_names, part, image_sha256, rows, views[0])
 
     def lacking(self, missing: int, wanted: int, example: str, against: str = "") -> StoreError:
         """The error that says how many images the store has no features for, and the way out."""

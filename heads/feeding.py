@@ -38,8 +38,9 @@ def samples_of(
     labels, classes = [images.label[rows] for rows in splits], len(images.classes)
     if stream:
         assert isinstance(store, FeatureStore), "window_for refuses joined stores"
+        place = store.rows(images.image_id)
         dtype = stored_dtype(store.path)
-        readers = [store.reader(images.image_id[rows].tolist(), range(views)) for rows in splits]
+        readers = [store.reader(place[rows], range(views)) for rows in splits]
         return [
             StoredSamples(reader=reader, dtype=dtype, labels=label, classes=classes)
             for reader, label in zip(readers, labels, strict=True)
@@ -66,7 +67,7 @@ def window_for(grid: StoreGrid, sizes: tuple[int, int, int], memory: int | None)
     if memory is None:
         return None
     stores = stores_of(grid.source)
-    widths = [store.reader(views=range(grid.views)).shape[2] for store in stores]
+    widths = [store.reader(np.arange(1), range(grid.views)).shape[2] for store in stores]
     itemsize = max(stored_dtype(store.path).itemsize for store in stores)
     wanted = sum(sizes) * grid.views * sum(widths) * itemsize
     if wanted <= memory:
