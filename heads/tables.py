@@ -33,11 +33,12 @@ PAPER_MARK = "paper: "
 SELECTED_MARK = "▸ "
 DIFFERS_MARK = "*"
 
-Layout = Literal["full", "intervals", "main", "spread", "compact"]
+Layout = Literal["full", "intervals", "main", "spread", "brief", "compact"]
 """How much a cell says: ``full`` all digits, deviation over seeds and interval; ``intervals`` the same with a digit
-less; ``main`` intervals of test accuracy and AUC alone; ``spread`` the deviation over seeds; ``compact`` the mean."""
+less; ``main`` intervals of test accuracy and AUC alone; ``spread`` the deviation over seeds; ``brief`` that of accuracy,
+loss and AUC; ``compact`` the mean."""
 
-TERMINAL: tuple[Layout, ...] = ("intervals", "main", "spread", "compact")
+TERMINAL: tuple[Layout, ...] = ("intervals", "main", "spread", "brief", "compact")
 """From the widest on: a terminal gets the first that it has room for."""
 
 WIDEST_NAME = 32
@@ -129,7 +130,13 @@ def _line(row: ReportRow, shown: Shown, layout: Layout) -> tuple[str, ...]:
         interval = figures.interval(name, shown.rule)
         if layout == "main" and (split, name) not in (("test", "accuracy"), ("test", "auc")):
             interval = None
-        text = _shown(spread(figures.figure(name, shown.rule)), interval, percent=name == "accuracy", layout=layout)
+        terse = layout == "brief" and name in ("sensitivity", "specificity", "f1")
+        text = _shown(
+            spread(figures.figure(name, shown.rule)),
+            interval,
+            percent=name == "accuracy",
+            layout="compact" if terse else layout,
+        )
         test = differs.get(name) if split == "test" else None
         texts.append(text + (DIFFERS_MARK if test and test.significant else ""))
     return ((SELECTED_MARK if row.selected else "") + row.name, *texts, str(row.row.seeds))
@@ -155,7 +162,7 @@ def _shown(found: float | dict[str, float] | None, interval: Interval | None, *,
         return text
     if deviation is not None:
         text += f" ± {deviation * scale:.{digits}f}"
-    if interval is None or layout == "spread":
+    if interval is None or layout in ("spread", "brief"):
         return text
     ends = 1 if percent else 3
     return f"{text} ({interval.low * scale:.{ends}f}–{interval.high * scale:.{ends}f})"
