@@ -118,7 +118,7 @@ def logits_of(members: Sequence[Member], load: Load, *, averaged: bool) -> Split
     for one, member in zip(every, members, strict=True):
         if max(member.heads) >= len(one.logits):
             raise RunError(
-                f"{member.folder} is damaged: of its {max(member.heads) + 1} heads or more {len(one.logits)} have logits"
+                f"{member.folder} is damaged: of {max(member.heads) + 1} heads or more {len(one.logits)} have logits"
             )
         if one.image_id != first.image_id or not np.array_equal(one.label, first.label):
             raise RunError(f"{member.folder} and {members[0].folder} are of other images: run 'cxr fit-head' again")

@@ -35,8 +35,8 @@ DIFFERS_MARK = "*"
 
 Layout = Literal["full", "intervals", "main", "spread", "brief", "compact"]
 """How much a cell says: ``full`` all digits, deviation over seeds and interval; ``intervals`` the same with a digit
-less; ``main`` intervals of test accuracy and AUC alone; ``spread`` the deviation over seeds; ``brief`` that of accuracy,
-loss and AUC; ``compact`` the mean."""
+less; ``main`` intervals of test accuracy and AUC alone; ``spread`` the deviation over seeds; ``brief`` that of
+accuracy, loss and AUC; ``compact`` the mean."""
 
 TERMINAL: tuple[Layout, ...] = ("intervals", "main", "spread", "brief", "compact")
 """From the widest on: a terminal gets the first that it has room for."""

@@ -30,7 +30,8 @@ def test_each_row_is_tested_against_the_selected_one_by_the_heads_that_stand_for
 
     def probability(row: object) -> np.ndarray:
         logits = row.test_logits.of(kind)[row.row.best]  # type: ignore[attr-defined]  # a ReportRow
-        return softmax(logits.astype(np.float64), axis=1)[:, 1]
+        positive: np.ndarray = softmax(logits.astype(np.float64), axis=1)[:, 1]
+        return positive
 
     label, patient = chosen.test_logits.label, np.array(chosen.test_logits.patient_id)
     p: dict[str, list[float]] = {"auc": [], "accuracy": [], "youden": []}

@@ -25,7 +25,7 @@ from heads.runs import SplitLogits, save_run
 NAMES = ["confusion-matrix", "learning-curves", "roc"]
 
 
-def row_of(dataset: Path, classes: int = 2, val: SplitLogits | None = None, **options: bool) -> ReportRow:
+def row_of(dataset: Path, classes: int = 2, val: SplitLogits | None = None, *, ensembles: bool = False) -> ReportRow:
     """The row of a run of two seeds, the second being the better one on val; with ensembles, that over the seeds."""
     val, test = val or split_logits(2, 30, classes, seed=1), split_logits(2, 40, classes, seed=2)
     heads = [
@@ -34,7 +34,7 @@ def row_of(dataset: Path, classes: int = 2, val: SplitLogits | None = None, **op
     ]
     names = ("NORMAL", "PNEUMONIA", "TUBERCULOSIS")[:classes]
     save_run(dataset, run(*heads, classes=names), [], val, test)
-    return build_report(dataset, **options).rows[-1]
+    return build_report(dataset, ensembles=ensembles).rows[-1]
 
 
 @pytest.fixture(scope="module")
