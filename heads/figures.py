@@ -113,17 +113,17 @@ def figures_of(
     """
     one, labels = logits[best], split.label
     truth = labels == positive
-    loss = resamples.mean(cross_entropy(one, labels))
+    losses = cross_entropy(one, labels)
     if logits.shape[2] != 2:
         right = one.argmax(axis=1) == labels
         every: dict[str, Interval | None] = dict.fromkeys(FIGURES)
-        every |= {"accuracy": resamples.share(right), "loss": loss}
+        every |= {"accuracy": resamples.share(right), "loss": resamples.mean(losses)}
         at: dict[str, PointFigures] = {}
     else:
         probability = [probabilities(head)[:, positive] for head in logits]
         rules = list(points)
         cuts = [0.5, *(points[rule][best].threshold for rule in rules if with_intervals)]
-        found = resamples.figures(np.stack([probability[best] >= cut for cut in cuts]))
+        found, (loss,) = resamples.figures(np.stack([probability[best] >= cut for cut in cuts]), losses[None])
         every = {**{name: getattr(found[0], name) for name in DECIDED}, "loss": loss}
         every["auc"] = auc_interval(probability[best], truth, np.array(split.patient_id))
         at = {

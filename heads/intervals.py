@@ -90,8 +90,9 @@ class Resamples:
         self._negative, self._positive = bears
         strata = (self._positive & ~self._negative, self._negative & ~self._positive, self._positive & self._negative)
         self._strata = [np.flatnonzero(stratum) for stratum in strata if stratum.any()]
+        # One matrix and not its blocks: where other work has the cores, each product waits for its threads.
         kept = self._people * resamples <= COUNTS_KEPT
-        self._kept = list(self._blocks()) if kept else None
+        self._kept = [np.concatenate(list(self._blocks()), axis=1)] if kept else None
         # Of every head, resamples hold the same images: [R].
         self._images, self._positives = self.sums(np.stack([np.ones(len(truth)), truth]))
 
@@ -106,15 +107,22 @@ class Resamples:
         held = own.astype(np.float32)
         return np.concatenate([held @ block for block in self._kept or self._blocks()], axis=1, dtype=np.float64)
 
-    def figures(self, decisions: NDArray[np.bool_]) -> list[FigureIntervals]:
-        """Intervals of the figures of M times decisions, [M, N]."""
-        truth = self._truth
-        resampled = self.sums(np.concatenate([decisions & truth, decisions & ~truth])).reshape(2, len(decisions), -1)
-        return [self._intervals(decision, *resampled[:, m]) for m, decision in enumerate(decisions)]
+    def figures(
+        self, decisions: NDArray[np.bool_], values: NDArray[np.floating]
+    ) -> tuple[list[FigureIntervals], list[Interval]]:
+        """Intervals of the figures of M times decisions, [M, N], and of the means of L values an image, [L, N]."""
+        truth, count = self._truth, len(decisions)
+        sums = self.sums(np.concatenate([decisions & truth, decisions & ~truth, values]))
+        tp, fp, totals = sums[:count], sums[count : 2 * count], sums[2 * count :]
+        figures = [self._intervals(*of) for of in zip(decisions, tp, fp, strict=True)]
+        return figures, [self._mean(*of) for of in zip(values, totals, strict=True)]
 
     def mean(self, values: NDArray[np.floating]) -> Interval:
         """Interval of the mean over the images of a value, [N], such as the loss."""
-        low, high = np.percentile(self.sums(values[None])[0] / self._images, [2.5, 97.5])
+        return self._mean(values, self.sums(values[None])[0])
+
+    def _mean(self, values: NDArray[np.floating], sums: NDArray[np.float64]) -> Interval:
+        low, high = np.percentile(sums / self._images, [2.5, 97.5])
         value = float(np.mean(values))
         # Where all values are equal, the last bit of single precision.
         return Interval(value=value, low=min(float(low), value), high=max(float(high), value))
@@ -133,12 +141,15 @@ class Resamples:
         tp_once, fp_once, positives_once, images_once = (np.array([count], np.float64) for count in counts)
         once = _figures(tp_once, fp_once, positives_once, images_once)
         many = _figures(tp, fp, positives, self._images)
+        # All at once: a percentile's checks take longer than its work.
+        ends = dict(
+            zip(many, np.percentile(np.stack(list(many.values())), [2.5, 97.5], axis=1).T.tolist(), strict=True)
+        )
         counted = np.zeros(self._people, bool)
         counted[self._number[decision | self._truth]] = True
 
         def interval(name: str, bearing: NDArray[np.bool_]) -> Interval:
-            value = float(once[name][0])
-            low, high = (float(end) for end in np.percentile(many[name], [2.5, 97.5]))
+            value, (low, high) = float(once[name][0]), ends[name]
             if low < high:
                 return Interval(value=value, low=low, high=high)
             if name != "f1":
@@ -191,7 +202,8 @@ def bootstrap(
         ValueError: shapes do not fit, there are no images or no resamples.
     """
     patients(truth, patient, probability)
-    (found,) = Resamples(truth, patient, resamples, seed).figures((probability >= threshold)[None])
+    decisions = (probability >= threshold)[None]
+    (found,), _ = Resamples(truth, patient, resamples, seed).figures(decisions, np.empty((0, len(truth))))
     return found
 
 

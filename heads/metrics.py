@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import log_softmax
 
 from heads.auc import components
 
@@ -150,8 +149,9 @@ def decide(probability: NDArray[np.floating], truth: NDArray[np.bool_], threshol
 
 def cross_entropy(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Cross-entropy of each image, [N], of logits [N, K] and true classes [N]; finite for any finite logits."""
-    every: NDArray[np.float64] = log_softmax(logits.astype(np.float64), axis=1)
-    return -every[np.arange(len(labels)), labels]
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    entropy: NDArray[np.float64] = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+    return entropy
 
 
 def _auc(labels: NDArray[np.int64], probability: NDArray[np.float64], positive: int) -> float | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from heads.comparison import AgainstSelected, Gain, against_selected, gain_of_views
 from heads.decision import Decision, decide
@@ -119,21 +120,19 @@ def build_report(
     tests = open_test(decision)
     drawn: dict[Any, Resamples] = {}
     pairs = {kind: against_selected(decision.rows, tests, kind) for kind in KINDS}
-    rows: list[ReportRow] = []
-    for number, (row, test) in enumerate(zip(decision.rows, tests, strict=True)):
-        several = row.selected and not np.array_equal(row.val.logits, row.val.logits_view_mean)
-        rows.append(
+    # Many small products: to share each among threads would take longer than to compute it.
+    with threadpool_limits(1, user_api="blas"):
+        rows = [
             ReportRow(
                 row=row,
                 test_logits=test,
                 val={kind: _figures(row, row.val, kind, drawn, on_val=True) for kind in KINDS},
                 test={kind: _figures(row, test, kind, drawn, on_val=False) for kind in KINDS},
                 against_selected={kind: pairs[kind][number] for kind in KINDS},
-                gain_of_views={"val": gain_of_views(row, row.val), "test": gain_of_views(row, test)}
-                if several
-                else None,
+                gain_of_views=_gains(row, test),
             )
-        )
+            for number, (row, test) in enumerate(zip(decision.rows, tests, strict=True))
+        ]
     return Report(decision=decision, rows=tuple(rows), warnings=tuple(_warnings(decision)))
 
 
@@ -155,6 +154,12 @@ def _figures(row: Row, split: SplitLogits, kind: Kind, drawn: dict[Any, Resample
         points=row.choices[kind].operating_points,
         with_intervals=not on_val,
     )
+
+
+def _gains(row: Row, test: SplitLogits) -> dict[str, Gain] | None:
+    if not row.selected or np.array_equal(row.val.logits, row.val.logits_view_mean):
+        return None
+    return {"val": gain_of_views(row, row.val), "test": gain_of_views(row, test)}
 
 
 def _warnings(decision: Decision) -> list[str]:

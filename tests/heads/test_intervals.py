@@ -105,7 +105,10 @@ def test_neither_order_nor_what_is_kept_changes_an_interval(monkeypatch: pytest.
 def test_heads_resampled_together_have_the_intervals_of_each_alone() -> None:
     probability, truth, patient = sample(6, n=624, people=350)
     decisions = np.stack([probability >= threshold for threshold in (0.3, 0.5, 0.8)])
-    together = Resamples(truth, patient).figures(decisions)
+    resamples = Resamples(truth, patient)
+    together, means = resamples.figures(decisions, probability[None])
+    (mean,), alone = means, resamples.mean(probability)
+    assert (mean.low, mean.high) == pytest.approx((alone.low, alone.high), abs=1e-6)
     assert together == [bootstrap(probability, truth, patient, threshold=threshold) for threshold in (0.3, 0.5, 0.8)]
 
 
