@@ -367,8 +367,8 @@ def _fit(settings: Settings, grids: Sequence[StoreGrid], as_json: bool) -> None:
     """Train, save the run, and say what val selects of it."""
     from featcache.runtime import choose_device
     from featcache.workspace import dataset_folder, present_table
+    from heads.decision import decide
     from heads.experiment import run_grids
-    from heads.report import build_report
 
     images, note = present_table(settings, [grid.source for grid in grids])
     if note:
@@ -387,8 +387,8 @@ def _fit(settings: Settings, grids: Sequence[StoreGrid], as_json: bool) -> None:
         )
     for head in {head.backbone: head for head in outcome.record.heads if head.config.window}.values():
         _note(f"{head.backbone}: shuffled in windows of {head.config.window:,} images, which are read from the disk")
-    chosen = build_report(dataset_folder(settings), [outcome.record.run_id]).selected[0]
-    result = {**outcome.to_json(), "selected": chosen.name, "val_loss": chosen.chosen.val.loss}
+    chosen = decide(dataset_folder(settings), [outcome.record.run_id], rule=settings.select).selected[0]
+    result = {**outcome.to_json(), "selected": chosen.name, "val_loss": chosen.metrics["clean"][chosen.best].loss}
     _show(as_json, result, [f"{outcome.in_words()}; best on val: {chosen.name}", "'cxr report' shows the table"])
 
 
@@ -397,6 +397,16 @@ def report(
     run: Annotated[list[str] | None, typer.Option("--run", help="Only these runs.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="Add the paper's rows.")] = False,
     view_mean: Annotated[bool, typer.Option("--view-mean", help="Figures of the mean over the views.")] = False,
+    select: Annotated[str | None, typer.Option(help="Select by val loss of the clean view or the views' mean.")] = None,
+    ensembles: Annotated[
+        bool | None, typer.Option("--ensembles/--no-ensembles", help="Add means over seeds and over backbones.")
+    ] = None,
+    operating_point: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE", help="Decide at this rule's threshold, chosen on val: youden, f1, sensitivity>=X, …"
+        ),
+    ] = None,
     form: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
     figures: Annotated[Path | None, typer.Option("--figures", metavar="DIR", help="Write pictures there.")] = None,
     figure_format: Annotated[str, typer.Option("--figure-format", help="png or svg.")] = "png",
@@ -409,29 +419,42 @@ def report(
     """The comparison table of all runs, the head that val selects marked; test figures are for reading only."""
     _one_of("--format", form, ("table", "markdown", "csv", "json"))
     _one_of("--figure-format", figure_format, ("png", "svg"))
-    settings = load_settings({"data": data, "table": table, "cache": cache}, config)
+    flags = {"data": data, "table": table, "cache": cache, "select": select, "ensembles": ensembles}
+    settings = load_settings(flags, config)
     from featcache.workspace import dataset_folder
+    from heads.notes import notes
+    from heads.operating_point import parse_rule
     from heads.report import build_report
-    from heads.tables import COMPACT_HEADER, HEADER, WIDE, as_csv, cells, markdown, notes
+    from heads.tables import Shown, as_csv, markdown, terminal
 
-    built = build_report(dataset_folder(settings), run or ())
+    try:
+        rules = [operating_point] if operating_point and parse_rule(operating_point) else []
+    except ValueError as error:
+        raise UsageError(f"--operating-point: {error}") from error
+    built = build_report(
+        dataset_folder(settings),
+        run or (),
+        rule=settings.select,
+        ensembles=settings.ensembles,
+        operating_rules=rules,
+    )
+    shown = Shown(paper=paper, view_mean=view_mean, rule=operating_point)
     if as_json or form == "json":
         _print_json(built.to_json())
     elif form == "table":
-        compact = out.width < WIDE
-        lines = cells(built, paper=paper, view_mean=view_mean, compact=compact)
-        _print_table(built.dataset, COMPACT_HEADER if compact else HEADER, lines, text=["Model"])
-        for note in notes(built, paper=paper, view_mean=view_mean):
+        header, lines = terminal(built, shown, out.width)
+        _print_table(built.dataset, header, lines, text=["Model"])
+        for note in notes(built, paper=paper, view_mean=view_mean, rule=operating_point):
             out.print(f"· {note}", markup=False, soft_wrap=False)
     else:
-        text = (markdown if form == "markdown" else as_csv)(built, paper=paper, view_mean=view_mean)
-        print(text, end="")
+        print((markdown if form == "markdown" else as_csv)(built, shown), end="")
     if figures is not None:
         from heads.plots import write_figures
 
         for row in built.selected:
             # One split's pictures lie in the folder itself, several splits' in a folder each.
-            place = figures if len(built.selected) == 1 else figures / f"{row.run.split_rule}-{row.run.split_seed}"
+            rule, seed = row.row.split
+            place = figures if len(built.selected) == 1 else figures / f"{rule}-{seed}"
             for path in write_figures(row, place, "svg" if figure_format == "svg" else "png", view_mean=view_mean):
                 _note(f"wrote {path}")
 

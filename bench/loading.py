@@ -182,7 +182,7 @@ def fit_once(dataset: Path, case: Case, memory: int | None, window: int) -> dict
         on_progress=lambda done, total, remark: ends.append(time.perf_counter()),  # noqa: ARG005 - told by name
     ).record
     most, own = peak.stop()
-    told = json.dumps([[head.history.val_loss, head.val.loss, head.test.loss] for head in record.heads])
+    told = json.dumps([[head.history.val_loss, head.val.loss] for head in record.heads])
     return {
         # The first epoch has no beginning that is told.
         "rate": record.n["train"] * (len(ends) - 1) / (ends[-1] - ends[0]),

@@ -126,6 +126,11 @@ class Settings(BaseSettings):
     )
     seeds: int = Field(1, ge=1, le=1000, description="heads a configuration, with seeds 0, 1, …")
 
+    select: Literal["clean", "views"] = Field(
+        "clean", description="select by the val loss of the clean view (clean) or of the mean over the views (views)"
+    )
+    ensembles: bool = Field(False, description="add ensembles over seeds and over backbones to the report")
+
     @classmethod
     def settings_customise_sources(
         cls,

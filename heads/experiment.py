@@ -1,4 +1,4 @@
-"""From feature stores to a saved run: divide the images, fit every head on every store, look at test once."""
+"""From feature stores to a saved run: divide the images, fit every head on every store, seal test away."""
 
 from __future__ import annotations
 
@@ -229,9 +229,7 @@ def _fit_store(
             stop_reason=head.stop_reason,
             penalty=head.history.penalty[head.best_epoch],
             val=evaluate(val[number][0], label[divided.val], positive),
-            test=evaluate(test[number][0], label[divided.test], positive),
             val_view_mean=evaluate(val[number][1], label[divided.val], positive),
-            test_view_mean=evaluate(test[number][1], label[divided.test], positive),
         )
         for number, head in enumerate(fitted)
     ]

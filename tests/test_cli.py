@@ -319,7 +319,7 @@ def test_report_json_has_the_keys_that_others_script_against(job: Job) -> None:
         assert row["n"].keys() == {"train", "val", "test"}
         assert row["val"].keys() >= {"accuracy", "loss", "auc"}
         assert row["test"].keys() >= TEST_KEYS
-        assert row["test"]["accuracy"].keys() >= {"mean", "sd"}
+        assert row["test"]["accuracy"].keys() == {"mean", "sd", "value", "low", "high"}
     assert sum(row["selected"] for row in held["rows"]) == 1
 
 
@@ -370,7 +370,9 @@ def test_the_reports_forms_tell_the_same_figures(job: Job) -> None:
         assert float(line["test_auc_sd"]) == row["test"]["auc"]["sd"]
     text = done("report", "--format", "markdown", cwd=job.folder).out
     for row in rows:
-        assert f"| {row['test']['loss']['mean']:.4f} ± {row['test']['loss']['sd']:.4f} |" in text
+        loss = row["test"]["loss"]
+        told = f"{loss['mean']:.4f} ± {loss['sd']:.4f} ({loss['low']:.3f}–{loss['high']:.3f})"
+        assert f"| {told} |" in text
 
 
 def test_the_papers_rows_stand_below_ours_when_asked_for(job: Job) -> None:
@@ -393,6 +395,58 @@ def test_view_mean_figures_are_other_figures(job: Job) -> None:
     mean = done("report", "--format", "csv", "--view-mean", cwd=job.folder).out
     assert clean.splitlines()[0] == mean.splitlines()[0]
     assert clean != mean
+
+
+def test_ensembles_are_rows_when_asked_for_by_flag_variable_or_file(work: Path) -> None:
+    asked = done("report", "--ensembles", "--json", cwd=work).json["rows"]
+    assert [row["ensemble"] and row["ensemble"]["kind"] for row in asked] == [None, None, "seeds", "seeds"]
+    assert done("report", "--json", cwd=work, CXR_ENSEMBLES="1").json["rows"] == asked
+    assert len(done("report", "--no-ensembles", "--json", cwd=work, CXR_ENSEMBLES="1").json["rows"]) == 2
+    done("extract", "-b", "tiny_network:other", cwd=work)
+    done("fit-head", cwd=work)
+    kinds = [
+        row["ensemble"] and row["ensemble"]["kind"]
+        for row in done("report", "--ensembles", "--json", cwd=work).json["rows"]
+    ]
+    assert kinds == [None] * 4 + ["seeds"] * 4 + ["backbones"]
+    assert "mean of 2 backbones: mean of the logits" in done("report", "--ensembles", cwd=work).out
+
+
+def test_the_rule_of_selection_is_told_and_may_be_another(job: Job) -> None:
+    for rule, words in (("clean", "mean val loss of the clean view"), ("views", "mean val loss of the mean over the")):
+        assert f"selected on validation alone (lowest {words}" in done("report", "--select", rule, cwd=job.folder).out
+        held = done("report", "--json", cwd=job.folder, CXR_SELECT=rule).json
+        assert held["selected_by"] == rule
+        losses = [row["val_view_mean" if rule == "views" else "val"]["loss"]["mean"] for row in held["rows"]]
+        assert [row["selected"] for row in held["rows"]] == [loss == min(losses) for loss in losses]
+    assert "--select is 'test'" in cxr("report", "--select", "test", cwd=job.folder).line_of_exit(2)
+
+
+def test_decisions_at_an_operating_point_are_other_decisions(job: Job) -> None:
+    flags = ["report", "--format", "csv", "--operating-point"]
+    sure, usual = (
+        list(csv.DictReader(io.StringIO(done(*flags, rule, cwd=job.folder).out)))
+        for rule in ("specificity>=0.9", "sensitivity>=1")
+    )
+    for one, other in zip(sure, usual, strict=True):
+        assert one["test_auc"] == other["test_auc"]
+        assert float(one["test_specificity"]) >= float(other["test_specificity"])
+    held = done("report", "--json", "--operating-point", "specificity>=0.9", cwd=job.folder).json
+    assert [point["rule"] for point in held["rows"][0]["operating_points"]][-1] == "specificity>=0.9"
+    message = cxr("report", "--operating-point", "yuden", cwd=job.folder).line_of_exit(2)
+    assert "--operating-point: no rule 'yuden'; there are: youden, f1, sensitivity>=X" in message
+
+
+def test_a_run_of_an_older_format_is_told_and_left_out(work: Path) -> None:
+    (old,) = (work / "cache" / "films" / "runs").iterdir()
+    text = (old / "run.json").read_text()
+    (old / "run.json").write_text(text.replace('"format_version": 2', '"format_version": 1'))
+    assert "has format 1, this cxr reads 2: fit again" in cxr("report", cwd=work).error
+    done("fit-head", "--l2", "0.5", cwd=work)
+    result = done("report", cwd=work)
+    assert f"left out: cache/films/runs/{old.name}/run.json has format 1" in " ".join(result.out.split())
+    assert done("fit-head", cwd=work).out.startswith("4 heads fitted")
+    assert "left out" not in done("report", cwd=work).out
 
 
 def test_figures_are_written_where_asked_and_told_on_stderr(job: Job, tmp_path: Path) -> None:

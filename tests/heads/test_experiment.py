@@ -25,7 +25,7 @@ from heads.config import HeadConfig
 from heads.experiment import configs_of, run_experiment
 from heads.metrics import Metrics, probabilities
 from heads.model import HeadWeights, logits
-from heads.runs import Outcome, SplitLogits, load_logits, load_run
+from heads.runs import Outcome, SplitLogits, load_logits, load_run, read_logits
 
 LINEAR = HeadConfig(hidden=0, lr=0.05, epochs=4, patience=4, batch_size=24)
 CONFIGS = (LINEAR, replace(LINEAR, hidden=4, l2=1e-2), replace(LINEAR, hidden=4, l2=1e-2, seed=1))
@@ -97,7 +97,7 @@ def test_stored_logits_are_those_of_the_stored_weights_on_the_stores_features(
     table = store.image_table
     divided = split(table, "patient")
     for name, rows in (("val", divided.val), ("test", divided.test)):
-        stored = load_logits(outcome.folder, "val" if name == "val" else "test")
+        stored = read_logits(outcome.folder / f"{name}.npz")
         assert stored.image_id == tuple(table.image_id[rows])
         np.testing.assert_array_equal(stored.label, table.label[rows])
         clean, second = store.features(stored.image_id), store.features(stored.image_id, view=1)
@@ -124,12 +124,10 @@ def assert_scikit_learn_says_the_same(figures: Metrics, logit: np.ndarray[Any, A
 
 def test_figures_are_those_of_scikit_learn_on_the_stored_logits(usual: tuple[FeatureStore, Outcome]) -> None:
     _, outcome = usual
-    val, test = load_logits(outcome.folder, "val"), load_logits(outcome.folder, "test")
+    val = load_logits(outcome.folder)
     for number, record in enumerate(outcome.record.heads):
         assert_scikit_learn_says_the_same(record.val, val.logits[number], val)
-        assert_scikit_learn_says_the_same(record.test, test.logits[number], test)
         assert_scikit_learn_says_the_same(record.val_view_mean, val.logits_view_mean[number], val)
-        assert_scikit_learn_says_the_same(record.test_view_mean, test.logits_view_mean[number], test)
 
 
 def test_the_penalty_is_that_of_the_stored_kernel_and_val_loss_that_of_the_kept_epoch(
@@ -154,7 +152,7 @@ def test_heads_stand_in_the_order_stores_then_configurations(tmp_path: Path) -> 
     ]
     assert [one.views for one in outcome.record.heads] == [2] * 3 + [3] * 3
     assert [weights.layout.features for weights in weights_of(outcome)] == [6] * 3 + [9] * 3
-    assert load_logits(outcome.folder, "test").logits.shape == (6, 30, 2)
+    assert read_logits(outcome.folder / "test.npz").logits.shape == (6, 30, 2)
 
 
 def test_rows_are_found_by_image_whatever_the_order_in_the_store(tmp_path: Path) -> None:
@@ -166,16 +164,16 @@ def test_rows_are_found_by_image_whatever_the_order_in_the_store(tmp_path: Path)
         [LINEAR],
         table=table,
     )
-    one, other = load_logits(outcome.folder, "test").logits
+    one, other = read_logits(outcome.folder / "test.npz").logits
     np.testing.assert_array_equal(one, other)
 
 
 def test_the_positive_class_swaps_sensitivity_and_specificity(tmp_path: Path) -> None:
     store = write_store(tmp_path, images())
-    figures = run_experiment([store], tmp_path, [LINEAR]).record.heads[0].test
+    figures = run_experiment([store], tmp_path, [LINEAR]).record.heads[0].val
     swapped = run_experiment([store], tmp_path, [LINEAR], positive="NORMAL").record
     assert swapped.positive == 0
-    other = swapped.heads[0].test
+    other = swapped.heads[0].val
     assert (other.sensitivity, other.specificity) == (figures.specificity, figures.sensitivity)
     assert other.auc == pytest.approx(figures.auc)
 
@@ -183,9 +181,9 @@ def test_the_positive_class_swaps_sensitivity_and_specificity(tmp_path: Path) ->
 def test_three_classes_have_a_matrix_and_no_sensitivity(tmp_path: Path) -> None:
     table = images({"train": (20, 30, 25), "test": (5, 6, 7)})
     record = run_experiment([write_store(tmp_path, table)], tmp_path, [LINEAR]).record
-    figures = record.heads[0].test
+    figures = record.heads[0].val
     assert (figures.confusion, figures.sensitivity, figures.specificity) == (None, None, None)
-    assert [sum(row) for row in figures.confusion_matrix] == [5, 6, 7]
+    assert [sum(row) for row in figures.confusion_matrix] == [4, 6, 5]
     assert figures.auc is not None
 
 
@@ -281,9 +279,9 @@ def test_a_run_of_an_older_format_is_made_again(tmp_path: Path) -> None:
     store = write_store(tmp_path, images())
     first = run_experiment([store], tmp_path, [LINEAR])
     held = json.loads((first.folder / "run.json").read_text())
-    (first.folder / "run.json").write_text(json.dumps({**held, "format_version": 0}))
+    (first.folder / "run.json").write_text(json.dumps({**held, "format_version": 1}))
     assert not run_experiment([store], tmp_path, [LINEAR]).reused
-    assert load_run(first.folder).format_version == 1
+    assert load_run(first.folder).format_version == 2
 
 
 # ---- what is refused

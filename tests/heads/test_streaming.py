@@ -21,7 +21,7 @@ from heads.experiment import run_experiment
 from heads.feeding import clean_and_mean, samples_of, window_for
 from heads.grids import StoreGrid
 from heads.group import chunk_images
-from heads.runs import load_logits
+from heads.runs import read_logits
 from heads.samples import Samples
 from heads.streaming import StoredSamples, StreamedRows, window_of
 from heads.train import FittedHead, fit
@@ -175,7 +175,7 @@ def test_a_run_within_a_budget_is_the_run_of_its_window_in_memory(tmp_path: Path
     assert again.record.run_id == tight.record.run_id
     assert again.record.heads == tight.record.heads
     for split in ("val", "test"):
-        one, other = (load_logits(outcome.folder, split) for outcome in (again, tight))
+        one, other = (read_logits(outcome.folder / f"{split}.npz") for outcome in (again, tight))
         np.testing.assert_array_equal(one.logits, other.logits)
         np.testing.assert_array_equal(one.logits_view_mean, other.logits_view_mean)
 

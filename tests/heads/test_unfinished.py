@@ -24,7 +24,7 @@ from heads.early_stopping import EarlyStopping
 from heads.experiment import run_grids
 from heads.grids import StoreGrid
 from heads.group import FittedHead
-from heads.runs import Outcome, SplitName, load_logits, run_folders
+from heads.runs import Outcome, read_logits, run_folders
 from heads.train import EpochProgress, Samples, fit
 from heads.unfinished import UNFINISHED_NAME, UnfinishedRun
 
@@ -102,9 +102,8 @@ def assert_same(one: Outcome, other: Outcome) -> None:
     assert one.record.heads == other.record.heads
     assert one.record.run_id == other.record.run_id
     assert (one.folder / "weights.safetensors").read_bytes() == (other.folder / "weights.safetensors").read_bytes()
-    splits: tuple[SplitName, ...] = ("val", "test")
-    for split in splits:
-        mine, theirs = load_logits(one.folder, split), load_logits(other.folder, split)
+    for split in ("val", "test"):
+        mine, theirs = (read_logits(outcome.folder / f"{split}.npz") for outcome in (one, other))
         np.testing.assert_array_equal(mine.logits, theirs.logits)
         np.testing.assert_array_equal(mine.logits_view_mean, theirs.logits_view_mean)
 
