@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,6 +242,72 @@ def test_a_fit_says_when_the_images_are_not_there_and_goes_on(work: Path) -> Non
     shutil.rmtree(work / "films")
     result = done("fit-head", "--hidden", "0", cwd=work)
     assert "the images are not here: using the image table kept in" in result.err
+
+
+GRID = """
+[[head]]
+backbone = ["tiny_network:tiny", "tiny_network:tiny+tiny_network:other"]
+hidden = [0, 4]
+seeds = 2
+
+[[head]]
+hidden = 4
+lr = 1e-2
+"""
+
+
+def test_a_grid_of_a_file_is_a_run_that_the_report_shows(work: Path) -> None:
+    done("extract", "-b", "tiny_network:other", cwd=work)
+    (work / "grid.toml").write_text(GRID)
+    result = done("grid", "--file", "grid.toml", "--l2", "0.25", "--json", cwd=work)
+    assert "heads left, epoch 3, best val loss" in result.err
+    # Two stores, one of them joined, by two widths by two seeds; and two stores by two seeds at another rate.
+    assert (result.json["heads"], result.json["reused"], result.json["continued"]) == (8 + 4, False, 0)
+    rows = done("report", "--run", result.json["run"], "--json", cwd=work).json["rows"]
+    assert {(row["backbone"], row["head"]["hidden"], row["head"]["lr"], row["head"]["l2"]) for row in rows} == {
+        *(("tiny_network:tiny", hidden, 1e-3, 0.25) for hidden in (0, 4)),
+        *(("tiny_network:tiny+tiny_network:other", hidden, 1e-3, 0.25) for hidden in (0, 4)),
+        *((f"tiny_network:{name}", 4, 1e-2, 0.25) for name in ("tiny", "other")),
+    }
+    again = done("grid", "--file", "grid.toml", "--l2", "0.25", cwd=work)
+    assert again.out.startswith("12 heads read back, nothing changed")
+    assert not (work / "cache" / "films" / "unfinished").exists()
+
+
+def test_backbones_joined_by_a_plus_are_fitted_as_one(work: Path) -> None:
+    done("extract", "-b", "tiny_network:other", cwd=work)
+    joined = "tiny_network:other+tiny_network:tiny"
+    held = done("fit-head", "-b", joined, "--seeds", "1", "--json", cwd=work).json
+    rows = done("report", "--run", held["run"], "--json", cwd=work).json["rows"]
+    assert {row["backbone"] for row in rows} == {joined}
+
+
+def test_the_presets_file_is_printed_to_start_from(job: Job, tmp_path: Path) -> None:
+    shown = done("grid", "--preset", "paper", "--l2", "0.01", "--seeds", "5", "--show", cwd=tmp_path).out
+    declared = tomllib.loads(shown)["head"]
+    assert declared == [
+        {"backbone": ["inception_v3", "vgg19", "efficientnet_b4", "resnet50"], "l2": 0, "seeds": 5},
+        {"backbone": ["efficientnet_b4", "resnet50"], "l2": [0.01], "seeds": 5},
+    ]
+    message = cxr("grid", "--preset", "paper", cwd=job.folder).error
+    wanted = "--backbone inception_v3 --backbone vgg19 --backbone efficientnet_b4 --backbone resnet50"
+    assert f"run 'cxr extract {wanted}' first" in message
+
+
+def test_wrong_grids_are_wrong_usage_or_an_error_of_one_line(work: Path) -> None:
+    (work / "grid.toml").write_text(GRID)
+    assert "either --file" in cxr("grid", cwd=work).line_of_exit(2)
+    assert "either --file" in cxr("grid", "--file", "grid.toml", "--preset", "paper", cwd=work).line_of_exit(2)
+    assert "wanted paper" in cxr("grid", "--preset", "study", cwd=work).line_of_exit(2)
+    (work / "said.toml").write_text('split = "paper"\n[[head]]')
+    assert "--split would change nothing" in cxr(
+        "grid", "--file", "said.toml", "--split", "folders", cwd=work
+    ).line_of_exit(2)
+    (work / "wrong.toml").write_text("[[head]]\nl3 = 0")
+    assert (
+        "wrong.toml, head 1: unknown key 'l3'; did you mean l2?" in cxr("grid", "--file", "wrong.toml", cwd=work).error
+    )
+    assert "no grid file absent.toml" in cxr("grid", "--file", "absent.toml", cwd=work).error
 
 
 # ---- JSON

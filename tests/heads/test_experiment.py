@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import synthetic
 import torch
 from safetensors.numpy import load_file
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, recall_score, roc_auc_score
@@ -18,6 +19,7 @@ from synthetic import features_of, images, write_store
 from featcache.atomic import WriteError
 from featcache.errors import CxrError, DataError, RunError, StoreError
 from featcache.images import strings
+from featcache.joined import join, part_names
 from featcache.settings import Settings
 from featcache.splits import split
 from featcache.store import FeatureStore
@@ -25,6 +27,7 @@ from heads.config import HeadConfig
 from heads.experiment import configs_of, run_experiment
 from heads.metrics import Metrics, probabilities
 from heads.model import HeadWeights, logits
+from heads.report import build_report
 from heads.runs import Outcome, SplitLogits, load_logits, load_run, read_logits
 
 LINEAR = HeadConfig(hidden=0, lr=0.05, epochs=4, patience=4, batch_size=24)
@@ -221,6 +224,45 @@ def test_configurations_are_the_product_of_what_the_settings_list() -> None:
     assert {(one.epochs, one.patience, one.batch_size) for one in configs} == {(7, 3, 32)}
     assert {(one.class_weights, one.view_policy) for one in configs} == {("none", "clean")}
     assert {(one.standardise, one.precision) for one in configs} == {(True, "bfloat16")}
+
+
+def test_heads_on_joined_stores_see_both_features_and_bear_both_names(tmp_path: Path) -> None:
+    table = images()
+    one = write_store(tmp_path, table, "one@pad=same", views=2)
+    two = write_store(tmp_path, table, "torchvision:two", views=3, dim=9, seed=1)
+    outcome = run_experiment([one, join([one, two])], tmp_path, [LINEAR])
+    alone, joined = outcome.record.heads
+    assert (joined.backbone, joined.views) == ("one@pad=same+torchvision:two", 2)
+    assert part_names(joined.backbone, joined.fingerprint) == (
+        ("one@pad=same", one.spec.fingerprint),
+        ("torchvision:two", two.spec.fingerprint),
+    )
+    stored = read_logits(outcome.folder / "test.npz")
+    both = np.concatenate([one.features(stored.image_id), two.features(stored.image_id)], axis=1)
+    np.testing.assert_allclose(stored.logits[1], logits(weights_of(outcome)[1], both), rtol=1e-5, atol=1e-5)
+    rows = build_report(tmp_path).rows
+    assert {row.name for row in rows} == {"one", "one+two"}
+    assert alone.views == 2
+
+
+def test_joins_that_differ_in_one_part_alone_are_told_apart_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = images()
+    one, two = write_store(tmp_path, table, "one"), write_store(tmp_path, table, "two", seed=1)
+    monkeypatch.setattr(synthetic, "SPEC", replace(synthetic.SPEC, image_size=64))
+    larger = write_store(tmp_path, table, "two", seed=2)
+    run_experiment([join([one, two]), join([one, larger])], tmp_path, [LINEAR])
+    prints = [store.spec.fingerprint[:6] for store in (one, two, larger)]
+    assert {row.name for row in build_report(tmp_path).rows} == {f"one+two [{prints[0]}+{part}]" for part in prints[1:]}
+
+
+def test_a_joined_store_of_which_a_part_lacks_images_is_refused_by_that_parts_name(tmp_path: Path) -> None:
+    table = images()
+    whole = write_store(tmp_path, table, "resnet50")
+    lacking = write_store(tmp_path, table.take(np.arange(len(table)) != 5), "vgg19")
+    message = refused(StoreError, [join([whole, lacking])], tmp_path, [LINEAR])
+    assert f"vgg19 has no features for 1 of {len(table)} images in {lacking.path}" in message
 
 
 # ---- the same experiment, and another one
