@@ -58,6 +58,7 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or
 L2 = Annotated[list[float] | None, typer.Option(help="L2 penalty of the Dense kernel; repeat for several.")]
 Seeds = Annotated[int | None, typer.Option(help="Heads a configuration.")]
 SplitName = Annotated[str | None, typer.Option(help="patient, paper or folders.")]
+Select = Annotated[str | None, typer.Option(help="Select by clean, views, or held-out blocks, series, worst.")]
 SplitSeed = Annotated[int | None, typer.Option(help="Seed of the patient split.")]
 Positive = Annotated[str | None, typer.Option("--positive", help="The positive class (default: the second).")]
 
@@ -290,6 +291,7 @@ def fit_head(
     seeds: Seeds = None,
     split: SplitName = None,
     split_seed: SplitSeed = None,
+    select: Select = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs at most.")] = None,
     patience: Annotated[int | None, typer.Option(help="Epochs without improvement before a head stops.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Features a training step.")] = None,
@@ -319,7 +321,7 @@ def fit_head(
     flags |= {"split_seed": split_seed, "device": device, "cache": cache, "data": data, "table": table}
     flags |= {"epochs": epochs, "patience": patience, "batch_size": batch_size, "class_weights": class_weights}
     flags |= {"view_policy": view_policy, "standardise": standardise, "head_precision": head_precision}
-    flags |= {"views": views, "positive": positive, "memory": memory}
+    flags |= {"views": views, "positive": positive, "memory": memory, "select": select}
     settings = load_settings(flags, config)
     from featcache.workspace import open_sources
     from heads.experiment import configs_of
@@ -339,6 +341,7 @@ def grid(
     seeds: Seeds = None,
     split: SplitName = None,
     split_seed: SplitSeed = None,
+    select: Select = None,
     device: Device = None,
     data: Data = None,
     table: TableFile = None,
@@ -352,7 +355,9 @@ def grid(
     """
     given = {"backbone": backbone, "l2": l2, "seeds": seeds, "split": split, "split_seed": split_seed}
     given = {key: value for key, value in given.items() if value not in (None, [])}
-    settings = load_settings({**given, "data": data, "table": table, "cache": cache, "device": device}, config)
+    settings = load_settings(
+        {**given, "data": data, "table": table, "cache": cache, "device": device, "select": select}, config
+    )
     from featcache.workspace import dataset_folder
     from heads.grid_file import declared_grid, preset_file
 
@@ -369,6 +374,7 @@ def _fit(settings: Settings, grids: Sequence[StoreGrid], as_json: bool) -> None:
     from featcache.workspace import dataset_folder, present_table
     from heads.decision import decide
     from heads.experiment import run_grids
+    from heads.selection import FOLD_RULES
 
     images, note = present_table(settings, [grid.source for grid in grids])
     if note:
@@ -383,6 +389,7 @@ def _fit(settings: Settings, grids: Sequence[StoreGrid], as_json: bool) -> None:
             positive=settings.positive,
             device=choose_device(settings.device),
             memory=settings.memory,
+            folds=settings.select in FOLD_RULES,
             on_progress=tell,
         )
     for head in {head.backbone: head for head in outcome.record.heads if head.config.window}.values():
@@ -397,7 +404,7 @@ def report(
     run: Annotated[list[str] | None, typer.Option("--run", help="Only these runs.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="Add the paper's rows.")] = False,
     view_mean: Annotated[bool, typer.Option("--view-mean", help="Figures of the mean over the views.")] = False,
-    select: Annotated[str | None, typer.Option(help="Select by val loss of the clean view or the views' mean.")] = None,
+    select: Select = None,
     ensembles: Annotated[
         bool | None, typer.Option("--ensembles/--no-ensembles", help="Add means over seeds and over backbones.")
     ] = None,

@@ -126,8 +126,10 @@ class Settings(BaseSettings):
     )
     seeds: int = Field(1, ge=1, le=1000, description="heads a configuration, with seeds 0, 1, …")
 
-    select: Literal["clean", "views"] = Field(
-        "clean", description="select by the val loss of the clean view (clean) or of the mean over the views (views)"
+    select: Literal["clean", "views", "blocks", "series", "worst"] = Field(
+        "clean",
+        description="select by val loss of the clean view (clean) or of the views' mean (views); or by loss on held-out "
+        "blocks of patients, name series, or the worst of these (blocks, series, worst), for which more heads are fitted",
     )
     ensembles: bool = Field(False, description="add ensembles over seeds and over backbones to the report")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from featcache.errors import RunError
 from heads.ensembles import ensemble_rows
-from heads.rows import Row, read_rows
+from heads.held_out import load_held_out
+from heads.rows import Row, held_out_scores, read_rows
 from heads.runs import KINDS, Kind, load_logits
 from heads.selection import OPERATING_RULES, Choices, select, settle
 
@@ -63,8 +64,10 @@ def decide(
     """
     load = functools.cache(load_logits)
     rows, notes = read_rows(dataset, run_ids, load)
+    load_folds = functools.cache(load_held_out)
+    rows = [replace(row, held_out=held_out_scores(row.members, load_folds)) for row in rows]
     if ensembles:
-        rows += ensemble_rows(rows, load, rule)
+        rows += ensemble_rows(rows, load, load_folds, rule)
     rules = tuple(dict.fromkeys((*OPERATING_RULES, *operating_rules)))
     rows = [replace(row, choices={kind: _choices(row, kind, rules) for kind in KINDS}) for row in rows]
     for split in dict.fromkeys(row.split for row in rows):
@@ -73,7 +76,7 @@ def decide(
             choice = members[select([rows[number].candidate for number in members], rule)]
         except ValueError as error:
             raise RunError(
-                f"no head in {dataset} has what --select {rule} compares: run 'cxr fit-head' again"
+                f"no head in {dataset} has what --select {rule} compares: run 'cxr fit-head --select {rule}'"
             ) from error
         rows[choice] = replace(rows[choice], selected=True)
     return Decision(dataset=dataset.name, rule=rule, operating_rules=rules, rows=tuple(rows), notes=tuple(notes))

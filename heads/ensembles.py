@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from heads.metrics import evaluate
-from heads.rows import Ensemble, Load, Member, Row, logits_of
+import numpy as np
+
+from heads.metrics import cross_entropy, evaluate
+from heads.rows import Ensemble, Load, LoadHeldOut, Member, Row, held_out_scores, logits_of
 from heads.runs import KINDS, HeadRecord, Kind
-from heads.selection import best_subset, scale_of_member, select
+from heads.selection import FOLD_RULES, best_subset, scale_of_member, select
 
 
-def ensemble_rows(rows: Sequence[Row], load: Load, rule: str = "clean") -> list[Row]:
+def ensemble_rows(rows: Sequence[Row], load: Load, load_held_out: LoadHeldOut, rule: str = "clean") -> list[Row]:
     """Rows of the ensembles that can be made of rows; see docs/adr/0006-sealed-test.md for what chooses.
 
     - Over seeds: of every row with several, the mean of their raw logits. Heads that differ in the seed alone have
       logits of one scale.
     - Over backbones, among rows of the same images, split and positive class: of each backbone the row that the rule
       selects, its seeds averaged, and its logits divided by its temperature (``selection.scale_of_member``). One row is
-      the mean of all of them; where another subset has a lower val loss (``selection.best_subset``), that is one too.
+      the mean of all of them; where another subset has a lower score by the rule (``selection.best_subset``), that is
+      one too.
 
     Args:
         rows: plain rows.
         load: reads a run's logits of val.
+        load_held_out: reads its logits of held-out folds.
         rule: of ``selection.SELECTION_RULES``.
 
     Raises:
@@ -37,8 +42,8 @@ def ensemble_rows(rows: Sequence[Row], load: Load, rule: str = "clean") -> list[
     for key, by_backbone in groups.items():
         if len(by_backbone) > 1:
             apart = _apart(next(iter(by_backbone.values()))[0], list(groups), key)
-            made += _over_backbones(list(by_backbone.values()), load, rule, apart)
-    return made
+            made += _over_backbones(list(by_backbone.values()), load, load_held_out, rule, apart)
+    return [replace(row, held_out=held_out_scores(row.members, load_held_out)) for row in made]
 
 
 def _apart(row: Row, keys: Sequence[tuple[Any, ...]], key: tuple[Any, ...]) -> str:
@@ -56,18 +61,26 @@ def _over_seeds(row: Row, load: Load) -> Row:
     return _row(f"{row.name}, mean of {row.seeds} seeds", row, row.members, row.records, ensemble, load)
 
 
-def _over_backbones(by_backbone: Sequence[Sequence[Row]], load: Load, rule: str, apart: str) -> list[Row]:
+def _over_backbones(
+    by_backbone: Sequence[Sequence[Row]], load: Load, load_held_out: LoadHeldOut, rule: str, apart: str
+) -> list[Row]:
     """The mean of each backbone's best row; and of the best subset of them, where that is not all."""
     best = [rows[select([row.candidate for row in rows], rule)] for rows in by_backbone]
     means = [logits_of(row.members, load, averaged=True) for row in best]
     scales = [{kind: scale_of_member(mean.of(kind)[0], mean.label) for kind in KINDS} for mean in means]
     members = [replace(row.members[0], scale=scale) for row, scale in zip(best, scales, strict=True)]
     # What the rule looks at decides the members too.
-    kind: Kind = "view_mean" if rule == "views" else "clean"
+    kind: Kind = "clean" if rule == "clean" else "view_mean"
     scaled = [mean.of(kind)[0] / scale[kind] for mean, scale in zip(means, scales, strict=True)]
+
+    def score(subset: tuple[int, ...]) -> float:
+        if rule in FOLD_RULES:
+            return held_out_scores([members[k] for k in subset], load_held_out).get(rule, math.inf)
+        return float(cross_entropy(np.mean([scaled[k] for k in subset], axis=0), means[0].label).mean())
+
     everyone = tuple(range(len(best)))
     made: list[Row] = []
-    for subset in dict.fromkeys((everyone, best_subset(scaled, means[0].label))):
+    for subset in dict.fromkeys((everyone, best_subset(len(members), score))):
         count = f"{len(subset)} backbones" if subset == everyone else f"{len(subset)} of {len(best)} backbones"
         ensemble = Ensemble(kind="backbones", of=tuple(best[k].name for k in subset))
         made.append(_row(f"mean of {count}{apart}", best[subset[0]], [members[k] for k in subset], (), ensemble, load))

@@ -6,24 +6,28 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import RunError, StoreError
+from featcache.errors import RunError, SettingsError, StoreError
 from featcache.images import ImageTable, positive_class
 from featcache.joined import FeatureSource, stores_of
 from featcache.settings import Settings
 from featcache.splits import Split, SplitRule, split
 from heads.checks import require_classes, require_images, require_views
 from heads.config import HeadConfig, grid
+from heads.cross_fit import cross_fit, held_out_of, shift_folds
 from heads.feeding import clean_and_mean, samples_of, window_for
 from heads.grids import StoreGrid
 from heads.group import FittedHead
+from heads.held_out import FOLDS_NAME
 from heads.identity import images_sha256, provenance, run_id
 from heads.metrics import evaluate
+from heads.run_progress import RunProgress
 from heads.runs import (
     FORMAT_VERSION,
     RUNS_NAME,
@@ -74,6 +78,7 @@ class Options(TypedDict, total=False):
     positive: str | None
     device: str
     memory: int | None
+    folds: bool
     on_progress: Callable[[int, int, str], None] | None
 
 
@@ -108,6 +113,7 @@ def run_grids(
     positive: str | None = None,
     device: str = "cpu",
     memory: int | None = None,
+    folds: bool = False,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Outcome:
     """Fit the heads of every grid and save them as one run.
@@ -126,13 +132,15 @@ def run_grids(
         device: a torch device.
         memory: bytes for the features of a store at most (``heads.streaming``): what is larger is read in shuffle
             windows, whose size is part of each head's configuration; None reads everything into memory.
+        folds: fit each configuration also without each of several folds of train and val (``heads.cross_fit``), for
+            the selection rules that ask how a head bears a shift.
         on_progress: told the epochs done of all heads, the epochs in all, and how it goes.
 
     Raises:
         StoreError: a store lacks images or views, or two stores do not fit.
         DataError: the split leaves a part empty, or there is no such class.
         RunError: the train split has one class, or a head diverged.
-        SettingsError: the memory is too little for the smallest window.
+        SettingsError: the memory is too little for the smallest window, or for folds.
         WriteError: the disk is full.
     """
     if not grids:
@@ -149,17 +157,25 @@ def run_grids(
     sizes = len(divided.train), len(divided.val), len(divided.test)
     windows = [window_for(grid_, sizes, memory) for grid_ in grids]
     grids = [_windowed(grid_, window) for grid_, window in zip(grids, windows, strict=True)]
-    name = run_id(grids, images, divided, positive_index)
+    shifts = shift_folds(images, divided) if folds else ()
+    if shifts and any(window is not None for window in windows):
+        raise SettingsError("folds are held out in memory: give more --memory, or select by clean or views")
+    name = run_id(grids, images, divided, positive_index, [one.fold.name for one in shifts])
     folder, unfinished = dataset / RUNS_NAME / name, UnfinishedRun(dataset, name)
     if (known := _known(folder)) is not None:
         unfinished.remove()
         return known
     started = time.perf_counter()
     results: list[_StoreHeads] = []
-    for number, (grid_, window) in enumerate(zip(grids, windows, strict=True)):
-        on_epoch = None if on_progress is None else _overall(on_progress, grids, number)
-        kept = unfinished.of(grid_.source.fingerprint, grid_.views)
-        results.append(_fit_store(grid_, images, divided, positive_index, device, window is not None, on_epoch, kept))
+    held_out: list[SplitLogits] = []
+    progress = RunProgress(grids, shifts, on_progress)
+    for grid_, window in zip(grids, windows, strict=True):
+        kept = partial(unfinished.of, grid_.source.fingerprint, grid_.views)
+        backbone, epochs = grid_.source.backbone, sum(config.epochs for config in grid_.configs)
+        told = progress.fit(backbone, epochs)
+        results.append(_fit_store(grid_, images, divided, positive_index, device, window is not None, told, kept()))
+        if shifts:
+            held_out.append(cross_fit(grid_, images, divided, shifts, device=device, kept=kept, tell=progress.fit))
     record = RunRecord(
         format_version=FORMAT_VERSION,
         run_id=name,
@@ -185,6 +201,7 @@ def run_grids(
                 [head.weights.tensors() for result in results for head in result.fitted],
                 _split_logits(images, divided.val, [pair for result in results for pair in result.val]),
                 _split_logits(images, divided.test, [pair for result in results for pair in result.test]),
+                {FOLDS_NAME: held_out_of(held_out, shifts).to_bytes()} if shifts else None,
             )
         unfinished.remove()
     return known or Outcome(folder=folder, record=record, reused=False, continued=unfinished.heads)
@@ -234,21 +251,6 @@ def _fit_store(
         for number, head in enumerate(fitted)
     ]
     return _StoreHeads(fitted=fitted, records=records, val=val, test=test)
-
-
-def _overall(
-    on_progress: Callable[[int, int, str], None], grids: Sequence[StoreGrid], number: int
-) -> Callable[[EpochProgress], None]:
-    """Turn one grid's progress into that of the whole run."""
-    epochs = [sum(config.epochs for config in one.configs) for one in grids]
-    backbone = grids[number].source.backbone
-
-    def tell(now: EpochProgress) -> None:
-        alive = now.heads - now.heads_done
-        remark = f"{backbone}: {alive} heads left, epoch {now.epoch}, best val loss {now.best_val_loss:.4f}"
-        on_progress(sum(epochs[: number + 1]) - now.head_epochs_left, sum(epochs), remark)
-
-    return tell
 
 
 def _split_logits(

@@ -15,7 +15,9 @@ from featcache.splits import Split
 from heads.grids import StoreGrid
 
 
-def run_id(grids: Sequence[StoreGrid], images: ImageTable, divided: Split, positive: int) -> str:
+def run_id(
+    grids: Sequence[StoreGrid], images: ImageTable, divided: Split, positive: int, folds: Sequence[str] = ()
+) -> str:
     """Name a run by all that determines it: version, images, split, features, views, configurations.
 
     Args:
@@ -23,6 +25,7 @@ def run_id(grids: Sequence[StoreGrid], images: ImageTable, divided: Split, posit
         images: the image table.
         divided: how it is divided.
         positive: index of the positive class.
+        folds: names of the folds that are held out besides.
     """
     content = {
         "cxr": version("cxr"),
@@ -30,6 +33,7 @@ def run_id(grids: Sequence[StoreGrid], images: ImageTable, divided: Split, posit
         "grids": [[one.source.fingerprint, one.views, [asdict(config) for config in one.configs]] for one in grids],
         "split": [divided.rule, divided.seed],
         "positive": positive,
+        "folds": list(folds),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return f"{divided.rule}-{digest[:10]}"

@@ -12,6 +12,7 @@ import numpy as np
 from featcache.errors import OutdatedRunError, RunError
 from featcache.joined import part_names
 from heads.config import HeadConfig
+from heads.held_out import HeldOut, pooled
 from heads.metrics import Metrics
 from heads.runs import KINDS, RUNS_NAME, HeadRecord, Kind, RunRecord, SplitLogits, load_run, run_folders
 from heads.selection import Candidate, Choices, best_seed
@@ -59,6 +60,7 @@ class Row:
         metrics: figures of val, by kind one a seed.
         best: index of the seed of the lowest val loss: the head that stands for the row.
         choices: temperature and operating points, by kind.
+        held_out: scores on the folds that were held out from train and val, by name; empty without such folds.
         selected: whether val chose this row.
     """
 
@@ -71,6 +73,7 @@ class Row:
     metrics: Mapping[Kind, tuple[Metrics, ...]]
     best: int
     choices: Mapping[Kind, Choices] = field(default_factory=dict)
+    held_out: Mapping[str, float] = field(default_factory=dict)
     selected: bool = False
 
     @property
@@ -97,7 +100,8 @@ class Row:
     def candidate(self) -> Candidate:
         """The row as selection sees it."""
         scores = {"clean": self.metrics["clean"], "views": self.metrics["view_mean"]}
-        return Candidate(name=self.name, scores={name: tuple(one.loss for one in of) for name, of in scores.items()})
+        losses = {name: tuple(one.loss for one in of) for name, of in scores.items()}
+        return Candidate(name=self.name, scores={**losses, **{name: (score,) for name, score in self.held_out.items()}})
 
 
 Load = Callable[[Path], SplitLogits]
@@ -136,6 +140,15 @@ def logits_of(members: Sequence[Member], load: Load, *, averaged: bool) -> Split
         for kind in KINDS
     }
     return replace(first, logits=means["clean"], logits_view_mean=means["view_mean"])
+
+
+LoadHeldOut = Callable[[Path], HeldOut | None]
+
+
+def held_out_scores(members: Sequence[Member], load: LoadHeldOut) -> dict[str, float]:
+    """Scores of a row or an ensemble on the held-out folds, by name; none where a member lacks them."""
+    found = pooled([(load(one.folder), one.heads, one.scale["view_mean"]) for one in members])
+    return found[0].scores(found[1]) if found else {}
 
 
 def read_rows(dataset: Path, run_ids: Sequence[str], load: Load) -> tuple[list[Row], list[str]]:

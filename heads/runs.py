@@ -170,8 +170,17 @@ def save_run(
     weights: Sequence[Mapping[str, NDArray[np.float32]]],
     val: SplitLogits,
     test: SplitLogits,
+    others: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write a run's folder, replacing one of the same id; returns the folder.
+
+    Args:
+        dataset: ``cache/<dataset>``.
+        record: what ``run.json`` holds.
+        weights: of each head, by the names of ``HeadWeights.tensors``.
+        val: logits of val.
+        test: logits of test.
+        others: further files by name.
 
     Raises:
         WriteError: the disk is full or the folder cannot be written.
@@ -189,8 +198,8 @@ def save_run(
     with atomic.new_folder(folder) as temporary:
         (temporary / "run.json").write_bytes(_RECORD.dump_json(record, indent=1))
         (temporary / "weights.safetensors").write_bytes(save(tensors))
-        (temporary / VAL_NAME).write_bytes(_npz(val))
-        (temporary / "test.npz").write_bytes(_npz(test))
+        for name, content in {VAL_NAME: npz_bytes(val), "test.npz": npz_bytes(test), **(others or {})}.items():
+            (temporary / name).write_bytes(content)
     return folder
 
 
@@ -259,14 +268,16 @@ def run_folders(dataset: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
 
 
-def _npz(split: SplitLogits) -> bytes:
+def npz_bytes(split: SplitLogits, more: Mapping[str, NDArray[Any]] | None = None) -> bytes:
+    """A file of logits, and of further arrays that go with them."""
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        logits=split.logits,
-        logits_view_mean=split.logits_view_mean,
-        label=split.label,
-        image_id=np.array(split.image_id, np.str_),
-        patient_id=np.array(split.patient_id, np.str_),
-    )
+    arrays: dict[str, Any] = {
+        **(more or {}),
+        "logits": split.logits,
+        "logits_view_mean": split.logits_view_mean,
+        "label": split.label,
+        "image_id": np.array(split.image_id, np.str_),
+        "patient_id": np.array(split.patient_id, np.str_),
+    }
+    np.savez(buffer, **arrays)
     return buffer.getvalue()

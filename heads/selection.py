@@ -6,7 +6,7 @@ Neither this module nor anything that it imports can reach ``heads.sealed``, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -14,14 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heads.calibration import TEMPERATURES, fit_temperature
-from heads.metrics import cross_entropy, probabilities
+from heads.metrics import probabilities
 from heads.operating_point import OperatingPoint, choose
 
 SELECTION_RULES = {
     "clean": "lowest mean val loss of the clean view",
     "views": "lowest mean val loss of the mean over the views",
+    "blocks": "lowest mean loss on held-out blocks of consecutive patients",
+    "series": "lowest mean loss on held-out name series",
+    "worst": "lowest loss on the worst of the held-out blocks and series",
 }
 """The rules, each by the name of the score that it compares, in words."""
+
+FOLD_RULES = ("blocks", "series", "worst")
+"""Those that need heads fitted without whole folds of train and val (``heads.cross_fit``)."""
 
 OPERATING_RULES = ("youden", "sensitivity>=0.95", "f1")
 """The operating points that a report always has."""
@@ -112,27 +118,27 @@ def scale_of_member(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> 
     return temperature if low * 1.01 < temperature < high / 1.01 else 1.0
 
 
-def best_subset(logits: Sequence[NDArray[np.floating]], labels: NDArray[np.int64]) -> tuple[int, ...]:
-    """The subset of two or more members whose mean logits have the lowest val loss; the first of equals.
+def best_subset(members: int, score: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
+    """The subset of two or more members of the lowest score; the first of equals.
 
     Smaller subsets come first. More than ``MOST_BACKBONES`` members are all taken: their subsets would be too many to
     choose among on one val.
 
     Args:
-        logits: of each member on val, scaled, [n, K].
-        labels: true classes, [n].
+        members: how many there are.
+        score: of the mean of a subset, on val or on folds of train and val.
 
     Raises:
         ValueError: fewer than two members.
     """
-    everyone = tuple(range(len(logits)))
-    if len(logits) < 2:
-        raise ValueError(f"best_subset: wanted two members or more, got {len(logits)}")
-    if len(logits) > MOST_BACKBONES:
+    everyone = tuple(range(members))
+    if members < 2:
+        raise ValueError(f"best_subset: wanted two members or more, got {members}")
+    if members > MOST_BACKBONES:
         return everyone
-    subsets = [subset for size in range(2, len(logits) + 1) for subset in combinations(everyone, size)]
-    losses = [float(cross_entropy(np.mean([logits[k] for k in one], axis=0), labels).mean()) for one in subsets]
-    return subsets[losses.index(min(losses))]
+    subsets = [subset for size in range(2, members + 1) for subset in combinations(everyone, size)]
+    scores = [score(one) for one in subsets]
+    return subsets[scores.index(min(scores))]
 
 
 def _mean(values: Sequence[float]) -> float:

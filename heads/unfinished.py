@@ -80,9 +80,9 @@ class UnfinishedRun:
         self.folder = dataset / UNFINISHED_NAME / run_id
         self.heads = 0
 
-    def of(self, fingerprint: str, views: int) -> GroupFiles:
-        """The groups on the features of one store."""
-        return GroupFiles(self, [fingerprint, views])
+    def of(self, fingerprint: str, views: int, fold: str = "") -> GroupFiles:
+        """The groups on the features of one store, without one of the folds."""
+        return GroupFiles(self, [fingerprint, views, *([fold] if fold else [])])
 
     def remove(self) -> None:
         """Delete all that is kept."""

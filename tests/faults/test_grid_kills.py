@@ -14,7 +14,7 @@ from stores import unfinished
 
 from faults.conftest import CarryOut, lines_without_bars
 from faults.plans import Blow, Plan, Trap
-from heads.runs import SplitName, load_logits, load_run
+from heads.runs import load_run, read_logits
 
 GRID = """
 [[head]]
@@ -73,9 +73,8 @@ def assert_same(folder: Path, wanted: Path) -> None:
     assert folder.name == wanted.name
     assert (folder / "weights.safetensors").read_bytes() == (wanted / "weights.safetensors").read_bytes()
     assert load_run(folder).heads == load_run(wanted).heads
-    splits: tuple[SplitName, ...] = ("val", "test")
-    for split in splits:
-        mine, theirs = load_logits(folder, split), load_logits(wanted, split)
+    for split in ("val", "test"):
+        mine, theirs = (read_logits(one / f"{split}.npz") for one in (folder, wanted))
         np.testing.assert_array_equal(mine.logits, theirs.logits)
         np.testing.assert_array_equal(mine.logits_view_mean, theirs.logits_view_mean)
 

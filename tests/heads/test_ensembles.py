@@ -17,7 +17,7 @@ from heads.report import build_report
 from heads.rows import Member, Row, logits_of
 from heads.runs import KINDS, SplitLogits
 from heads.sealed import open_test
-from heads.selection import best_subset, scale_of_member
+from heads.selection import scale_of_member
 
 BASE = HeadConfig()
 CONFIGS = [replace(BASE, l2=l2, seed=seed) for l2 in (0.0, 0.1) for seed in range(3)]
@@ -97,9 +97,7 @@ def test_the_subset_is_the_one_of_the_lowest_val_loss(tmp_path: Path) -> None:
     assert subset.ensemble is not None
     assert [name.partition(" ")[0] for name in subset.ensemble.of] == ["net0", "net2"]
     assert subset.metrics["clean"][0].loss < rows[-2].metrics["clean"][0].loss
-    everyone = [member for row in (rows[-2],) for member in row.members]
-    assert len(everyone) == 3
-    assert best_subset([one.val.logits.mean(0) for one in rows[:3]], rows[0].val.label)
+    assert len(rows[-2].members) == 3
 
 
 def test_an_ensemble_may_be_selected_and_is_reported_with_what_it_is_of(tmp_path: Path) -> None:
