@@ -128,8 +128,8 @@ class Settings(BaseSettings):
 
     select: Literal["clean", "views", "blocks", "series", "worst"] = Field(
         "clean",
-        description="select by val loss of the clean view (clean) or of the views' mean (views); or by loss on held-out "
-        "blocks of patients, name series, or the worst of these (blocks, series, worst), for which more heads are fitted",
+        description="select by val loss of the clean view (clean) or of the views' mean (views); or by loss on folds "
+        "held out from train and val (blocks of patients, name series, or the worst), which takes more fits",
     )
     ensembles: bool = Field(False, description="add ensembles over seeds and over backbones to the report")
 
