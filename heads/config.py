@@ -16,6 +16,9 @@ ClassWeights = Literal["balanced", "none"]
 ViewPolicy = Literal["random", "clean"]
 HeadPrecision = Literal["float32", "bfloat16"]
 
+BLOCK_IMAGES = 256
+"""Images that a shuffle window takes together: they follow one another in the split, and so on the disk."""
+
 _NUMBERS = ("l2", "lr")
 _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {  # of the fields that are no whole numbers
     **dict.fromkeys(_NUMBERS, ("a number", (int, float))),
@@ -42,6 +45,7 @@ class HeadConfig:
         precision: ``bfloat16`` computes the products with the features in bfloat16, where the hardware has such
             products; weights, activations, the optimiser and val stay in float32.
         seed: determines the initial weights, the shuffles and the drawn views.
+        window: images shuffled among themselves, in whole blocks of 256 (``heads.windows``); 0: all of the train split.
 
     Raises:
         ValueError: a value is out of its range; the message names it.
@@ -58,12 +62,22 @@ class HeadConfig:
     standardise: bool = False
     precision: HeadPrecision = "float32"
     seed: int = 0
+    window: int = 0
 
     def __post_init__(self) -> None:
         # Two rows a batch at least: BatchNorm has no variance of one.
-        for name, lowest in (("hidden", 0), ("epochs", 1), ("patience", 1), ("batch_size", 2), ("seed", 0)):
+        for name, lowest in (
+            ("hidden", 0),
+            ("epochs", 1),
+            ("patience", 1),
+            ("batch_size", 2),
+            ("seed", 0),
+            ("window", 0),
+        ):
             if getattr(self, name) < lowest:
                 raise ValueError(f"head config: wanted {name} >= {lowest}, got {getattr(self, name)}")
+        if self.window % BLOCK_IMAGES:
+            raise ValueError(f"head config: wanted window in whole blocks of {BLOCK_IMAGES}, got {self.window}")
         if self.seed >= 2**63:  # torch's generator takes no more
             raise ValueError(f"head config: wanted seed < 2**63, got {self.seed}")
         if not (math.isfinite(self.l2) and self.l2 >= 0):
@@ -112,6 +126,7 @@ class Fixed(TypedDict, total=False):
     view_policy: ViewPolicy
     standardise: bool
     precision: HeadPrecision
+    window: int
 
 
 class _Fields(Fixed, total=False):

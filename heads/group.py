@@ -16,7 +16,7 @@ from heads.backprop import BatchFigures, backward, decide, inference
 from heads.config import HeadConfig
 from heads.early_stopping import FIGURES, EarlyStopping, History, StopReason
 from heads.model import HeadWeights, Layout, fitted
-from heads.samples import Rows, batches, epoch_order, epoch_stream
+from heads.samples import Feed, Window, batches, epoch_order, epoch_stream, gather
 from heads.scaling import Scaling
 
 VAL_ROWS = 512  # rows of val features at a time: with its activations, what a cache holds
@@ -55,23 +55,24 @@ class Group:
         self,
         configs: Sequence[HeadConfig],
         weights: Sequence[tuple[float, ...]],
-        train: Rows,
+        train: Feed,
         classes: int,
         scaling: Scaling | None = None,
     ) -> None:
-        device = train.features.device
+        device = train.device
         first = configs[0]
         self.configs = list(configs)
         self.train = train
         self.scaling = scaling
-        self.layout = Layout(features=train.features.shape[1], hidden=first.hidden, classes=classes)
+        self.layout = Layout(features=train.width, hidden=first.hidden, classes=classes)
         self.rows = self.layout.initial([config.seed for config in configs]).to(device)  # [G, width]
         self.best = self.rows.clone()
         lr, self.l2 = (torch.tensor(values) for values in ([c.lr for c in configs], [c.l2 for c in configs]))
         self.adam = Adam(lr, self.l2, self.layout.trained, self.layout.penalised, device)
         self.l2 = self.l2.to(device)  # [G]
         self.class_weight = torch.tensor(weights, dtype=torch.float32, device=device)  # [G, K]
-        self.batches = batches(len(train.labels), first.batch_size)
+        self.window = first.window
+        self.largest_batch = min(first.batch_size, train.images)
         self.low = torch.bfloat16 if first.precision == "bfloat16" else None
         self._allocate()
 
@@ -83,29 +84,31 @@ class Group:
         self.streams = list({epoch_stream(config): config for config in self.configs}.values())
         if len(self.streams) > 1:
             self.streams = self.configs
-        self.batch = self.rows.new_empty(len(self.streams) * self.batches[0][1], self.layout.features)
+        self.batch = self.rows.new_empty(len(self.streams) * self.largest_batch, self.layout.features)
 
     def train_epoch(self, epoch: int, views: int) -> tuple[Tensor, Tensor]:
         """Take one pass over the train split; return each head's mean loss and accuracy, [G]."""
         loss, correct = torch.zeros(2, len(self.configs), device=self.rows.device)
-        for features, labels in self._feed(epoch, views):
-            figures = self.step(features, labels)
-            loss += figures.loss * labels.shape[-1]
-            correct += figures.correct
-        seen = self.batches[-1][1]
+        seen = 0
+        for number, window in enumerate(self.train.windows(epoch, self.window)):
+            for features, labels in self._batches(window, epoch, number, views):
+                figures = self.step(features, labels)
+                loss += figures.loss * labels.shape[-1]
+                correct += figures.correct
+                seen += labels.shape[-1]
         return loss / seen, correct / seen
 
-    def _feed(self, epoch: int, views: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield an epoch's batches: features [B, D], labels [B] where all heads take the same, else [G, B, …]."""
-        images, device = len(self.train.labels), self.rows.device
-        drawn = [epoch_order(config, epoch, images, views) for config in self.streams]
+    def _batches(self, window: Window, epoch: int, number: int, views: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield a window's batches: features [B, D], labels [B] where all heads take the same, else [G, B, …]."""
+        images, device = len(window.labels), self.rows.device
+        drawn = [epoch_order(config, epoch, images, views, number) for config in self.streams]
         order = torch.from_numpy(np.stack([order for order, _ in drawn])).to(device)  # [G or 1, N]
         view = torch.from_numpy(np.stack([view for _, view in drawn])).to(device)
-        source = order * self.train.views + view
-        labels = self.train.labels[order]
-        for start, stop in self.batches:
+        source = window.rows(order, view)
+        labels = window.labels[order]
+        for start, stop in batches(images, self.configs[0].batch_size):
             index = source[:, start:stop].reshape(-1)
-            gathered = torch.index_select(self.train.features, 0, index, out=self.batch[: len(index)])
+            gathered = gather(window.features, index, self.batch[: len(index)])
             shape = (-1,) if len(self.streams) == 1 else (len(self.streams), stop - start)
             yield gathered.view(*shape, self.layout.features), labels[:, start:stop].reshape(shape)
 
@@ -135,22 +138,20 @@ class Group:
         norm: Tensor = torch.linalg.vector_norm(self.rows[:, : self.layout.penalised], dim=1)
         return self.l2 * norm.square()
 
-    def validate(self, val: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    def validate(self, val: Feed) -> tuple[Tensor, Tensor, Tensor]:
         """Return each head's val loss and accuracy by the clean view, and its loss by the view mean; [G]."""
         model = inference(self.heads if self.scaling is None else self.scaling.fold(self.heads))
-        images = max(1, VAL_ROWS // val.views)
         clean, correct, view_mean = torch.zeros(3, len(self.configs), device=self.rows.device)
-        for start in range(0, len(val.labels), images):
-            labels = val.labels[start : start + images].expand(len(self.configs), -1)  # [G, n]
-            rows = val.features[start * val.views : (start + images) * val.views]
-            logits = model.logits(rows)  # [G, K, n·V]
+        for rows, label in val.chunks(chunk_images(val.views)):
+            labels = label.expand(len(self.configs), -1)  # [G, n]
+            logits = model.logits(rows.float())  # [G, K, n·V]
             logits = logits.view(*logits.shape[:2], -1, val.views)
             first = logits[..., 0]
             clean += cross_entropy(first, labels, reduction="none").sum(1)
             correct += (decide(first) == labels).sum(1)
             if val.views > 1:
                 view_mean += cross_entropy(logits.mean(3), labels, reduction="none").sum(1)
-        count = len(val.labels)
+        count = val.images
         return clean / count, correct / count, (view_mean if val.views > 1 else clean) / count
 
     def fitted(self, row: int) -> HeadWeights:
@@ -168,11 +169,16 @@ class Group:
         self._allocate()
 
 
+def chunk_images(views: int) -> int:
+    """Images of val that are taken at a time."""
+    return max(1, VAL_ROWS // views)
+
+
 def train_group(
     stoppings: Sequence[EarlyStopping],
     weights: Sequence[tuple[float, ...]],
-    train: Rows,
-    val: Rows,
+    train: Feed,
+    val: Feed,
     classes: int,
     scaling: Scaling | None,
     after_epoch: Callable[[], None],

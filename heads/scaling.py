@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from heads.config import ViewPolicy
 from heads.model import Heads
-from heads.samples import Rows
+from heads.samples import Split
 
 CHUNK = 4096  # rows looked at at once: scikit-learn copies them to float64
 
@@ -23,13 +24,18 @@ class Scaling:
     scale: Tensor
 
     @classmethod
-    def of(cls, rows: Rows, policy: ViewPolicy) -> Scaling:
-        """Learn it from the rows that heads of this view policy are trained on: all views, or view 0."""
-        drawn = rows.features if policy == "random" else rows.features[:: rows.views]
+    def of(cls, train: Split, policy: ViewPolicy, device: torch.device) -> Scaling:
+        """Learn it from the rows that heads of this view policy are trained on: all views, or view 0.
+
+        Raises:
+            StoreError: a part of stored samples is missing or damaged.
+        """
+        _, views, width = train.shape
         scaler = StandardScaler()
-        for chunk in torch.split(drawn, CHUNK):
-            scaler.partial_fit(chunk.cpu().numpy())
-        mean, scale = (torch.from_numpy(values).to(rows.features) for values in (scaler.mean_, scaler.scale_))
+        for chunk in train.chunks(max(1, CHUNK // views)):
+            drawn = chunk if policy == "random" else chunk[:, :1]
+            scaler.partial_fit(drawn.reshape(-1, width).astype(np.float32))
+        mean, scale = (torch.from_numpy(one).to(device, torch.float32) for one in (scaler.mean_, scaler.scale_))
         return cls(mean=mean, scale=scale)
 
     def standardise_(self, features: Tensor) -> Tensor:

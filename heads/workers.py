@@ -17,8 +17,10 @@ class _Cancelled(Exception):  # noqa: N818 - no error: another group's was raise
     """The fit is over; the group's work is of no more use."""
 
 
-def run_groups(groups: Sequence[Callable[[Callable[[Told], None]], None]], threads: int) -> Generator[Told]:
-    """Run all groups, as many at once as there are threads, and yield what they tell meanwhile.
+def run_groups(
+    groups: Sequence[Callable[[Callable[[Told], None]], None]], threads: int, *, at_once: int | None = None
+) -> Generator[Told]:
+    """Run the groups, as many at once as there are threads or as may be, and yield what they tell meanwhile.
 
     A thread that walks through one group's cache-sized memory alone, never waiting for another at a barrier, is
     what makes many heads fast: torch's kernels release the interpreter's lock. Threads that are left over, where
@@ -27,6 +29,7 @@ def run_groups(groups: Sequence[Callable[[Callable[[Told], None]], None]], threa
     Args:
         groups: each is called once with a function to tell with, which ends the group where the fit is over.
         threads: processor threads to keep busy.
+        at_once: groups at a time at most; None for one a thread.
 
     Raises:
         Exception: what the first group to fail raised; the others end at their next telling.
@@ -39,7 +42,7 @@ def run_groups(groups: Sequence[Callable[[Callable[[Told], None]], None]], threa
             raise _Cancelled
         told.put((news,))
 
-    at_once = max(1, min(threads, len(groups)))
+    at_once = max(1, min(threads, len(groups), threads if at_once is None else at_once))
     before = torch.get_num_threads()
     # torch keeps the number a thread: the caller's stays as it is, but for threads that it starts later.
     pool = ThreadPoolExecutor(at_once, "heads", torch.set_num_threads, (max(1, threads // at_once),))

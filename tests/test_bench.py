@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import heads, machine, scale
+from bench import heads, machine, scale, statistics
 from bench.usual_heads import usual_loop
 from heads import HeadConfig, fit, train
 
@@ -82,9 +82,7 @@ def test_the_heads_benchmark_measures_all_that_it_shows(monkeypatch: pytest.Monk
 
     def figures(lines: list[str]) -> list[list[str]]:
         rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][2:]
-        assert all(
-            float(cell.split()[0]) >= 0 for row in rows for cell in row[1:] if cell.strip() and cell[0].isdigit()
-        )
+        assert all(float(cell.split()[0]) >= 0 for row in rows for cell in row[1:] if cell[:1].isdigit())
         return rows
 
     assert len(figures(heads.rate(4, 1))) == len(heads.WIDTHS)
@@ -101,3 +99,12 @@ def test_usual_loops_learn_what_a_head_learns() -> None:
     (head,) = fit(train_split, val, [config])
     for loader in (True, False):
         assert usual_loop(train_split, val, config, loader=loader) == pytest.approx(head.history.val_loss[-1], abs=0.1)
+
+
+def test_the_benchmark_of_statistics_measures_all_that_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "IMAGES", {"train": 90, "val": 40, "test": 30})
+    monkeypatch.setattr(statistics, "LOOP", 2)
+    lines = statistics.measure(rows=8, seeds=2, rounds=1)
+    assert [len(line) for line in lines] == [len(statistics.HEADER)] * 5
+    assert all(float(line[1]) >= 0 for line in lines)
+    assert "a report of 8 rows × 2 seeds" in lines[3][0]

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from heads import scaling as scaling_module
 from heads.config import HeadConfig, ViewPolicy
 from heads.model import Layout, logits
-from heads.samples import Rows, Samples
+from heads.samples import Samples
 from heads.scaling import Scaling
 from heads.train import fit
 
@@ -58,7 +58,7 @@ def test_scaling_is_scikit_learn_s_of_the_views_that_are_drawn(
     policy: ViewPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scaling_module, "CHUNK", 50)
-    ours, theirs = Scaling.of(Rows.of(TRAIN, torch.device("cpu")), policy), scaler(policy)
+    ours, theirs = Scaling.of(TRAIN, policy, torch.device("cpu")), scaler(policy)
     np.testing.assert_allclose(ours.mean, theirs.mean_, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(ours.scale, theirs.scale_, rtol=1e-5)
     assert ours.scale[[3, 4]].tolist() == [1, 1]
@@ -87,7 +87,7 @@ def test_folded_heads_give_for_features_what_they_give_for_standardised_ones(hid
     layout = Layout(features=10, hidden=hidden, classes=3)
     rows = torch.randn(2, layout.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64).abs()
     heads = layout.views(rows)
-    scaling = Scaling.of(Rows.of(TRAIN, torch.device("cpu")), "random")
+    scaling = Scaling.of(TRAIN, "random", torch.device("cpu"))
     scaling = Scaling(mean=scaling.mean.double(), scale=scaling.scale.double())
     x = torch.from_numpy(VAL.features[:, 0].astype(np.float64))
     first = heads.kernel.mT if heads.hidden is None else heads.hidden.kernel
