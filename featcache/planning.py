@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from featcache.backbones import Backbone
 from featcache.check import Scan
 from featcache.decode import DECODER
+from featcache.dicom import dicom_decoder
 from featcache.errors import StoreError
 from featcache.images import Strings
 from featcache.parts import PartHeader
@@ -39,8 +40,14 @@ class Job:
     first_missing: NDArray[np.int64]
 
 
-def spec_of(backbone: Backbone, *, recipe_seed: int = 0, compute: Compute | None = None) -> FeatureSpec:
-    """The spec that features of this backbone have on this machine."""
+def spec_of(
+    backbone: Backbone, *, recipe_seed: int = 0, compute: Compute | None = None, dicom: bool = False
+) -> FeatureSpec:
+    """The spec that features of this backbone have on this machine.
+
+    ``dicom``: whether there are DICOM files among the images; what decodes them is part of the spec only then, so that
+    stores of other images do not depend on an extra (ADR 7).
+    """
     compute = compute or Compute()
     device = device_of(compute)
     preprocessing = backbone.preprocessing
@@ -55,7 +62,7 @@ def spec_of(backbone: Backbone, *, recipe_seed: int = 0, compute: Compute | None
         recipe_seed=recipe_seed,
         runtime=choose_runtime(compute.runtime, device),
         precision=choose_precision(compute.precision, device),
-        decoder=DECODER,
+        decoder=f"{DECODER} {dicom_decoder()}".strip() if dicom else DECODER,
         decode_floor=_decode_floor(preprocessing.resize_side),
     )
 
@@ -85,7 +92,7 @@ def plan(
 
     Without ``set_aside`` nothing is moved, and such a part counts as missing all the same.
     """
-    spec = spec_of(backbone, recipe_seed=recipe_seed, compute=compute)
+    spec = spec_of(backbone, recipe_seed=recipe_seed, compute=compute, dicom=scanned.dicom)
     store = store_folder(dataset, spec)
     headers: list[PartHeader] = []
     replaced: list[str] = []

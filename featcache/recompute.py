@@ -83,7 +83,7 @@ def recompute(
     if spec.runtime == "openvino" and compute.device == "auto":
         compute = dataclasses.replace(compute, device="cpu")
     compute = dataclasses.replace(compute, runtime=spec.runtime, precision=spec.precision)
-    here = spec_of(backbone, recipe_seed=spec.recipe_seed, compute=compute)
+    here = spec_of(backbone, recipe_seed=spec.recipe_seed, compute=compute, dicom=" dicom-" in spec.decoder)
     if here.decoder != spec.decoder:
         raise BackboneError(
             f"{store.path} was made with another decoder ({spec.differences(here)}): it can be read and verified, and "

@@ -70,7 +70,7 @@ def test_readable_and_quarantined_images_together_are_all_images(mixed: Path, wh
     assert {row.image_id: row.reason.partition(":")[0] for row in whole.quarantined} == {
         "test/NORMAL/cut.jpeg": "damaged or truncated",
         "test/NORMAL/empty.jpeg": "empty file",
-        "test/NORMAL/notes.txt": "not a JPEG or PNG image",
+        "test/NORMAL/notes.txt": "not a JPEG, PNG or DICOM image",
     }
 
 
