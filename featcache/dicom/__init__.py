@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,6 @@ __all__ = ["DicomHeader", "Projection", "begins_as_dicom", "decode_dicom", "dico
 
 RULES = 1
 """Raise it when the pixels of some DICOM file change: it is part of the spec."""
-
-PACKAGES = {"pydicom": "pydicom", "python-gdcm": "gdcm", "pylibjpeg-openjpeg": "openjpeg"}
-"""What the extra installs, and its name in the spec."""
 
 MISSING = "a DICOM file, which needs: pip install 'cxr[dicom]'"
 
@@ -49,10 +45,14 @@ def begins_as_dicom(path: Path) -> bool:
 def dicom_decoder() -> str:
     """What decodes DICOM here, with major versions, for the spec; empty where the extra is not installed."""
     try:
-        found = {name: importlib.metadata.version(package) for package, name in PACKAGES.items()}
-    except importlib.metadata.PackageNotFoundError:
+        import imagecodecs
+        import pydicom
+    except ImportError:
         return ""
-    return " ".join([f"dicom-{RULES}", *(f"{name}-{version.split('.')[0]}" for name, version in found.items())])
+    # imagecodecs counts by years: what decodes is the library in it, "libjpeg_turbo 3.1.3/8.0".
+    libraries = (imagecodecs.jpeg8_version(), imagecodecs.jpegls_version(), imagecodecs.jpeg2k_version())
+    versions = [f"pydicom {pydicom.__version__}", *libraries]
+    return " ".join([f"dicom-{RULES}", *(one.partition(".")[0].replace(" ", "-") for one in versions)])
 
 
 def read_dicom(data: bytes, max_pixels: int) -> DicomHeader:

@@ -23,13 +23,14 @@ from featcache.errors import UnreadableImageError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-JPEG = frozenset(f"1.2.840.10008.1.2.4.{end}" for end in ("50", "51", "57", "70", "80", "81"))
+JPEG = frozenset(f"1.2.840.10008.1.2.4.{end}" for end in ("50", "51", "57", "70"))
+JPEG_LS = frozenset(f"1.2.840.10008.1.2.4.{end}" for end in ("80", "81"))
 JPEG_2000 = frozenset(f"1.2.840.10008.1.2.4.{end}" for end in ("90", "91", "201", "202", "203"))
 RLE = "1.2.840.10008.1.2.5"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", BIG_ENDIAN, DEFLATED})
-"""Transfer syntaxes that are read; JPEG with JPEG-LS, and JPEG 2000 with its high-throughput form."""
+"""Transfer syntaxes that are read; JPEG with its lossless form, JPEG 2000 with its high-throughput one."""
 
 MAX_READS = 100_000
 """Twice the elements that a header may have: a radiograph has some hundred, and each costs memory."""
@@ -199,7 +200,7 @@ def elements_of(data: bytes, *, pixels: bool) -> Elements:
     file.seek(132)
     preface = Elements(read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2), "")
     uid = UID(preface.text("syntax"))
-    if uid not in NATIVE | JPEG | JPEG_2000 | {RLE}:
+    if uid not in NATIVE | JPEG | JPEG_LS | JPEG_2000 | {RLE}:
         # Names come from the standard's own list, never from the file.
         name = uid.name if uid.is_valid and not uid.is_private and uid.name != uid else "none that the standard names"
         raise UnreadableImageError(f"its DICOM transfer syntax is not read: {name}")

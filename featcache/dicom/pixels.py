@@ -1,4 +1,4 @@
-"""The pixels of a DICOM radiograph: each transfer syntax by one decoder, named, and bounded beforehand."""
+"""The pixels of a DICOM radiograph: each transfer syntax by one decoder, told what to make room for beforehand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from featcache.dicom.elements import JPEG, JPEG_2000, NATIVE, RLE, Elements
+from featcache.dicom.elements import BIG_ENDIAN, JPEG_2000, JPEG_LS, NATIVE, RLE, Elements
 from featcache.dicom.greyscale import grey_levels
 from featcache.dicom.header import DicomHeader
 from featcache.errors import UnreadableImageError
@@ -23,15 +23,11 @@ FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xC
 NO_LENGTH = (0x01, *range(0xD0, 0xD9))
 """JPEG markers that nothing belongs to."""
 
-JPEG_2000_BOXES = 2**12
-"""Bytes within which a JPEG 2000 codestream begins, where it has a file's boxes around it against the standard."""
+PREFACE = 2**12
+"""Bytes within which a JPEG 2000 begins where it has a file's boxes around it, and a JPEG tells its colours."""
 
-
-def plugin_of(syntax: str) -> str:
-    """The plugin of pydicom's that decodes a transfer syntax; one alone, so that no installation decodes otherwise."""
-    if syntax in JPEG:
-        return "gdcm"
-    return "pylibjpeg" if syntax in JPEG_2000 else ""
+ADOBE = b"Adobe"
+"""What a JPEG holds that knows its colours better than the header does; of JFIF's mark that is not so (as pydicom)."""
 
 
 def decode_pixels(header: DicomHeader, elements: Elements) -> NDArray[np.uint8]:
@@ -40,18 +36,42 @@ def decode_pixels(header: DicomHeader, elements: Elements) -> NDArray[np.uint8]:
     Raises:
         UnreadableImageError: there are no pixels, too few, or of another size than the header says.
     """
-    from pydicom.pixels.decoders.base import get_decoder
-    from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGExtended12Bit
-
-    encoded, precision = elements.raw("pixels"), header.scale.bits_stored
+    encoded = elements.raw("pixels")
     if not encoded:
         raise UnreadableImageError("truncated, or without pixel data")
+    scale = header.scale
     if header.syntax in NATIVE:
-        _require_length(header, encoded)
-    elif header.syntax in JPEG | JPEG_2000:
-        precision = _require_size(header, encoded)
-    if header.syntax == JPEGExtended12Bit and precision > 8:
-        raise UnreadableImageError("lossy JPEG of 12 bits is not read: decompress it with another program first")
+        pixels = _native(header, encoded)
+    elif header.syntax == RLE:
+        pixels = _native(replace(header, syntax="", planar=True), _unpacked(header, _frame(encoded)))
+    else:
+        pixels, bits = _from_codestream(header, _frame(encoded))
+        # What the codestream holds counts; and there are no other bits beside its values.
+        scale = replace(scale, bits_stored=bits, lowest_bit=0)
+    expected = (header.rows, header.columns, 3)[: 3 if header.samples == 3 else 2]
+    if pixels.shape != expected or pixels.dtype.itemsize > (1 if header.samples == 3 else 2):
+        raise UnreadableImageError("damaged DICOM pixels: of another shape than the header says")
+    if header.samples == 3:
+        return np.ascontiguousarray(pixels, np.uint8)
+    signed = f"{'i' if header.signed else 'u'}{pixels.dtype.itemsize}"
+    return grey_levels(np.ascontiguousarray(pixels).view(signed), scale)
+
+
+def _native(header: DicomHeader, pixels: bytes) -> NDArray[np.integer]:
+    """Pixels that are not compressed, [H, W] or [H, W, 3].
+
+    Raises:
+        UnreadableImageError: too few bytes.
+    """
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
+
+    # Of YBR_FULL_422 two pixels share their colour.
+    samples = 2 if header.photometric == "YBR_FULL_422" else header.samples
+    wanted = header.rows * header.columns * samples * header.bits_allocated // 8
+    if len(pixels) < wanted:
+        raise UnreadableImageError(f"truncated: {len(pixels):,} of {wanted:,} bytes of pixels")
+    uid = UID(ExplicitVRBigEndian if header.syntax == BIG_ENDIAN else ExplicitVRLittleEndian)
     options: dict[str, Any] = {
         "rows": header.rows,
         "columns": header.columns,
@@ -63,40 +83,19 @@ def decode_pixels(header: DicomHeader, elements: Elements) -> NDArray[np.uint8]:
         "pixel_representation": int(header.signed),
         "planar_configuration": int(header.planar),
         "pixel_keyword": "PixelData",
+        "pixel_vr": "OB" if header.bits_allocated == 8 and header.syntax == BIG_ENDIAN else "OW",
     }
-    uid = UID(header.syntax)
-    if uid == RLE:
-        encoded, uid = _unpacked(header, encoded), ExplicitVRLittleEndian
-        options["planar_configuration"] = 1
-    pixels, _ = get_decoder(uid).as_array(encoded, index=0, decoding_plugin=plugin_of(uid), **options)
-    expected = (header.rows, header.columns, 3)[: 3 if header.samples == 3 else 2]
-    if pixels.shape != expected or pixels.dtype.itemsize > 2:
-        raise UnreadableImageError("damaged DICOM pixels: of another shape than the header says")
-    if header.samples == 3:
-        return np.ascontiguousarray(pixels, np.uint8)
-    scale = header.scale
-    if header.syntax in JPEG | JPEG_2000:
-        # What the codestream holds counts; and there are no other bits beside its values.
-        scale = replace(scale, bits_stored=precision, lowest_bit=0)
-    return grey_levels(pixels, scale)
+    found, _ = get_decoder(uid).as_array(pixels, index=0, **options)
+    # Without a byte order of its own, so that values can be seen as codes.
+    plain: NDArray[np.integer] = found.astype(found.dtype.newbyteorder("="), copy=False)
+    return plain
 
 
-def _require_length(header: DicomHeader, pixels: bytes) -> None:
-    # Of YBR_FULL_422 two pixels share their colour.
-    samples = 2 if header.photometric == "YBR_FULL_422" else header.samples
-    wanted = header.rows * header.columns * samples * header.bits_allocated // 8
-    if len(pixels) < wanted:
-        raise UnreadableImageError(f"truncated: {len(pixels):,} of {wanted:,} bytes of pixels")
-
-
-def _unpacked(header: DicomHeader, encoded: bytes) -> bytes:
-    """RLE pixels (PS3.5 annex G) as they would be without: samples one after another, little-endian.
+def _unpacked(header: DicomHeader, frame: bytes) -> bytes:
+    """RLE pixels (PS3.5 annex G) as they would be without it: samples one after another, little-endian.
 
     Pillow unpacks as much as there is room for; pydicom's decoder makes room for whatever a file unpacks to.
     """
-    from pydicom.encaps import get_frame
-
-    frame = get_frame(encoded, 0, number_of_frames=1)
     count, *starts = struct.unpack_from("<16L", frame)
     size, width = header.rows * header.columns, header.bits_allocated // 8
     if count != header.samples * width:
@@ -105,30 +104,49 @@ def _unpacked(header: DicomHeader, encoded: bytes) -> bytes:
     planes = np.empty((header.samples, size, width), np.uint8)
     for number in range(count):
         packed = frame[starts[number] : ends[number]]
-        plane = np.asarray(Image.frombytes("L", (size, 1), packed, "packbits", "L"))
         # The most significant byte comes first.
-        planes[number // width, :, width - 1 - number % width] = plane[0]
+        place = planes[number // width, :, width - 1 - number % width]
+        place[:] = np.asarray(Image.frombytes("L", (size, 1), packed, "packbits", "L"))[0]
     return planes.tobytes()
 
 
-def _require_size(header: DicomHeader, encoded: bytes) -> int:
-    """The bits of a JPEG's or JPEG 2000's values, once its size is that of the header and its end is there.
-
-    Raises:
-        UnreadableImageError: it is not, and a decoder might make room for whatever it says.
-    """
+def _frame(encoded: bytes) -> bytes:
     from pydicom.encaps import get_frame
 
-    frame = get_frame(encoded, 0, number_of_frames=1)
+    return get_frame(encoded, 0, number_of_frames=1)
+
+
+def _from_codestream(header: DicomHeader, frame: bytes) -> tuple[NDArray[np.integer], int]:
+    """Pixels of a JPEG, JPEG-LS or JPEG 2000, [H, W] or [H, W, 3], and the bits of their values.
+
+    Raises:
+        UnreadableImageError: its size is not the header's, and a decoder would make room for whatever it says; or it
+            has no end.
+    """
+    import imagecodecs
+    from pydicom.pixels.processing import convert_color_space
+
+    if header.syntax in JPEG_2000:
+        frame = frame[max(0, frame.find(JPEG_2000_START, 0, PREFACE)) :]
     size = _jpeg_2000_size(frame) if header.syntax in JPEG_2000 else _jpeg_size(frame)
     if size is None:
         raise UnreadableImageError("damaged DICOM pixels: no JPEG header in them")
-    *found, precision = size
-    if tuple(found) != (header.rows, header.columns, header.samples) or not 1 <= precision <= 16:
+    *found, bits = size
+    if tuple(found) != (header.rows, header.columns, header.samples) or not 1 <= bits <= 16:
         raise UnreadableImageError("damaged DICOM pixels: of another size than the header says")
     if END_OF_IMAGE not in frame[-64:]:
         raise UnreadableImageError("truncated: its JPEG has no end")
-    return precision
+    if header.syntax in JPEG_2000:
+        pixels = imagecodecs.jpeg2k_decode(frame)
+    elif header.syntax in JPEG_LS:
+        pixels = imagecodecs.jpegls_decode(frame)
+    elif header.photometric == "RGB" and ADOBE not in frame[:PREFACE]:
+        return imagecodecs.jpeg8_decode(frame, colorspace="RGB", outcolorspace="RGB"), bits
+    else:
+        return imagecodecs.jpeg8_decode(frame), bits
+    if header.photometric.startswith("YBR_FULL"):
+        pixels = convert_color_space(pixels, "YBR_FULL", "RGB")
+    return pixels, bits
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int, int, int] | None:
@@ -150,9 +168,7 @@ def _jpeg_size(frame: bytes) -> tuple[int, int, int, int] | None:
 
 def _jpeg_2000_size(frame: bytes) -> tuple[int, int, int, int] | None:
     """Rows, columns, samples and bits of a JPEG 2000, by ITU T.800 A.5.1; None where it has no such header."""
-    place = frame.find(JPEG_2000_START, 0, JPEG_2000_BOXES)
-    if place < 0 or place + 42 > len(frame):
+    if not frame.startswith(JPEG_2000_START) or len(frame) < 43:
         return None
-    right, bottom, left, top = struct.unpack_from(">4I", frame, place + 8)
-    samples, depth = struct.unpack_from(">H", frame, place + 40)[0], frame[place + 42 : place + 43]
-    return bottom - top, right - left, samples, (depth[0] & 0x7F) + 1 if depth else 0
+    right, bottom, left, top = struct.unpack_from(">4I", frame, 8)
+    return bottom - top, right - left, struct.unpack_from(">H", frame, 40)[0], (frame[42] & 0x7F) + 1
