@@ -492,10 +492,10 @@ def _note(line: str) -> None:
 
 
 def _note_quarantined(rows: Sequence[Quarantined], what: str = "left out") -> None:
-    for row in rows[:10]:
-        _note(f"{what}: {row.image_id}: {row.reason}")
-    if len(rows) > 10:
-        _note(f"{what}: {len(rows) - 10} more; 'cxr data check' lists them all")
+    from featcache.quarantine import in_lines
+
+    for line in in_lines(rows, 10):
+        _note(f"{what}: {line}")
 
 
 def _show(as_json: bool, value: object, lines: Sequence[str]) -> None:

@@ -19,6 +19,8 @@ from featcache.decode import UnreadableImageError, decode, oversize_is_an_error,
 from featcache.dicom import begins_as_dicom, is_dicom
 from featcache.folders import JPEG_AND_PNG, SPLIT_FOLDERS
 from featcache.images import ImageTable
+from featcache.quarantine import Quarantined as Quarantined
+from featcache.quarantine import in_lines
 
 FILES_A_TASK = 16
 """To hand a small file to another thread costs more than to read it."""
@@ -33,14 +35,6 @@ _Facts = tuple[str, int, int, str, str, str]
 
 MAX_FILE_BYTES = 512 * 2**20
 """No radiograph is larger; reading stops there, so that a hostile file cannot fill the memory."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Quarantined:
-    """An image that could not be used, and why; it is listed everywhere and never dropped in silence."""
-
-    image_id: str
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -271,8 +265,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         rows = summary[name]
         title = {"odd": "odd, but used", "quarantined": "unreadable, left out"}[name]
         lines.append(f"{title}: {len(rows)}")
-        lines += [f"  {row['image_id']}: {row['reason']}" for row in rows[:20]]
-        lines += [f"  … and {len(rows) - 20} more ('--json' lists all)"] if len(rows) > 20 else []
+        lines += [f"  {line}" for line in in_lines((Quarantined(**row) for row in rows), 20)]
     return lines
 
 

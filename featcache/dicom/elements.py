@@ -35,8 +35,8 @@ NATIVE = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", BIG_ENDIAN, DEFL
 MAX_READS = 100_000
 """Twice the elements that a header may have: a radiograph has some hundred, and each costs memory."""
 
-MAX_INFLATED = 512 * 2**20
-"""Bytes that a deflated file may become: as many as any file may have."""
+MAX_INFLATED = 288 * 2**20
+"""Bytes that a deflated file may become: room for the largest image there may be, in three colours or 16 bits."""
 
 TAGS = {
     "modality": 0x00080060,
@@ -161,6 +161,10 @@ class Elements:
     def text(self, name: str) -> str:
         """The first text of the value, in capitals."""
         return self.raw(name).split(b"\\")[0].decode("ascii", "ignore").strip(" \0").upper()
+
+    def are_words(self, name: str) -> bool:
+        """Whether bytes of the value stand two by two in the file's byte order, by its type (OW)."""
+        return str(self._found.get_item(TAGS[name]).VR) == "OW"
 
     def integer(self, name: str, default: int = 0, *, signed: bool = False) -> int:
         """The first number of two bytes."""

@@ -26,7 +26,7 @@ NO_LENGTH = (0x01, *range(0xD0, 0xD9))
 PREFACE = 2**12
 """Bytes within which a JPEG 2000 begins where it has a file's boxes around it, and a JPEG tells its colours."""
 
-ADOBE = b"Adobe"
+ADOBE = b"\xff\xee\x00\x0eAdobe"
 """What a JPEG holds that knows its colours better than the header does; of JFIF's mark that is not so (as pydicom)."""
 
 
@@ -41,9 +41,9 @@ def decode_pixels(header: DicomHeader, elements: Elements) -> NDArray[np.uint8]:
         raise UnreadableImageError("truncated, or without pixel data")
     scale = header.scale
     if header.syntax in NATIVE:
-        pixels = _native(header, encoded)
+        pixels = _native(header, encoded, words=elements.are_words("pixels"))
     elif header.syntax == RLE:
-        pixels = _native(replace(header, syntax="", planar=True), _unpacked(header, _frame(encoded)))
+        pixels = _native(replace(header, syntax="", planar=True), _unpacked(header, _frame(encoded)), words=False)
     else:
         pixels, bits = _from_codestream(header, _frame(encoded))
         # What the codestream holds counts; and there are no other bits beside its values.
@@ -57,7 +57,7 @@ def decode_pixels(header: DicomHeader, elements: Elements) -> NDArray[np.uint8]:
     return grey_levels(np.ascontiguousarray(pixels).view(signed), scale)
 
 
-def _native(header: DicomHeader, pixels: bytes) -> NDArray[np.integer]:
+def _native(header: DicomHeader, pixels: bytes, *, words: bool) -> NDArray[np.integer]:
     """Pixels that are not compressed, [H, W] or [H, W, 3].
 
     Raises:
@@ -83,7 +83,7 @@ def _native(header: DicomHeader, pixels: bytes) -> NDArray[np.integer]:
         "pixel_representation": int(header.signed),
         "planar_configuration": int(header.planar),
         "pixel_keyword": "PixelData",
-        "pixel_vr": "OB" if header.bits_allocated == 8 and header.syntax == BIG_ENDIAN else "OW",
+        "pixel_vr": "OW" if words else "OB",
     }
     found, _ = get_decoder(uid).as_array(pixels, index=0, **options)
     # Without a byte order of its own, so that values can be seen as codes.
