@@ -22,10 +22,13 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from featcache.dicom import decode_dicom, is_dicom, read_dicom
+from featcache.dicom import decode_dicom, dicom_decoder, is_dicom, read_dicom
 from featcache.errors import UnreadableImageError as UnreadableImageError
 
 DECODER = f"simplejpeg-{simplejpeg.__version__.split('.')[0]} pillow-{PIL.__version__.split('.')[0]}"
+
+DICOM = " dicom-"
+"""What stands in the spec's decoder where there are DICOM files among the images."""
 
 SHRINKING = (1, 2, 3, 4)
 """Eighths of its size at which a JPEG may be decoded. Larger ones save next to nothing and take longer than all."""
@@ -97,6 +100,14 @@ class Decoded:
     pixels: Pixels
     height: float
     width: float
+
+
+def decoder_of(*, dicom: bool) -> str:
+    """What decodes here, with major versions, for the spec; with what decodes DICOM only where that is among the images.
+
+    So no store of JPEGs depends on an extra (ADR 7).
+    """
+    return f"{DECODER} {dicom_decoder()}".rstrip() if dicom else DECODER
 
 
 @contextmanager

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from featcache.backbones import Backbone
 from featcache.check import Scan
-from featcache.decode import DECODER
-from featcache.dicom import dicom_decoder
+from featcache.decode import decoder_of
 from featcache.errors import StoreError
 from featcache.images import Strings
 from featcache.parts import PartHeader
@@ -45,8 +44,7 @@ def spec_of(
 ) -> FeatureSpec:
     """The spec that features of this backbone have on this machine.
 
-    ``dicom``: whether there are DICOM files among the images; what decodes them is part of the spec only then, so that
-    stores of other images do not depend on an extra (ADR 7).
+    ``dicom``: whether there are DICOM files among the images.
     """
     compute = compute or Compute()
     device = device_of(compute)
@@ -62,7 +60,7 @@ def spec_of(
         recipe_seed=recipe_seed,
         runtime=choose_runtime(compute.runtime, device),
         precision=choose_precision(compute.precision, device),
-        decoder=f"{DECODER} {dicom_decoder()}".strip() if dicom else DECODER,
+        decoder=decoder_of(dicom=dicom),
         decode_floor=_decode_floor(preprocessing.resize_side),
     )
 

@@ -15,10 +15,11 @@ from featcache.backbones import Backbone
 from featcache.check import Scan, scan, summarise, summary_lines
 from featcache.decode import DECODER, decode
 from featcache.dicom import dicom_decoder
-from featcache.errors import DataError
-from featcache.extraction import extract
+from featcache.errors import BackboneError, DataError
+from featcache.extraction import brief_of, extract
 from featcache.images import discover
-from featcache.planning import spec_of
+from featcache.making import load_source
+from featcache.planning import plan, spec_of
 from featcache.recompute import recompute
 from featcache.runtime import Compute
 from featcache.store import open_store
@@ -126,6 +127,21 @@ def test_rows_of_dicom_can_be_computed_again(films: Path, scanned: Scan, tiny: B
     (summary,) = extract(scanned, films, tmp_path / "films", [tiny], compute=COMPUTE)
     again = recompute(open_store(Path(summary.store)), films, tiny, 5, compute=COMPUTE)
     assert (again.rows, again.equal, again.wrong) == (5, 5, ())
+
+
+def test_parts_name_the_packages_that_decoded_them(films: Path, scanned: Scan, tiny: Backbone, tmp_path: Path) -> None:
+    (summary,) = extract(scanned, films, tmp_path / "films", [tiny], compute=COMPUTE)
+    part = next(Path(summary.store).glob("parts/*.h5")).read_bytes()
+    assert b"pydicom" in part
+    assert b"imagecodecs" in part
+
+
+def test_a_machine_that_decodes_otherwise_makes_no_parts(scanned: Scan, tiny: Backbone, tmp_path: Path) -> None:
+    job = plan(scanned, tmp_path, tiny, 0, COMPUTE)
+    assert load_source(brief_of(tmp_path, [job], 1, COMPUTE), 0).name == tiny.name
+    other = replace(job, spec=replace(job.spec, decoder=job.spec.decoder.replace("pydicom-", "pydicom-9")))
+    with pytest.raises(BackboneError, match="install the same packages"):
+        load_source(brief_of(tmp_path, [other], 1, COMPUTE), 0)
 
 
 # --- without the extra
