@@ -103,10 +103,7 @@ class Decoded:
 
 
 def decoder_of(*, dicom: bool) -> str:
-    """What decodes here, with major versions, for the spec; with what decodes DICOM only where that is among the images.
-
-    So no store of JPEGs depends on an extra (ADR 7).
-    """
+    """What decodes here, for the spec; what decodes DICOM only where that is among the images (ADR 7)."""
     return f"{DECODER} {dicom_decoder()}".rstrip() if dicom else DECODER
 
 
