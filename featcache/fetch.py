@@ -140,8 +140,7 @@ def _downloaded() -> Path:
     try:
         return Path(kagglehub.dataset_download(KAGGLE_HANDLE))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(f"cannot download from Kaggle ({reason}): {BY_HAND}") from error
+        raise DataError(f"cannot download from Kaggle ({type(error).__name__}): {BY_HAND}") from error
 
 
 @contextlib.contextmanager

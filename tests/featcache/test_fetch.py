@@ -222,7 +222,7 @@ def test_offline_the_error_names_both_pages_and_what_to_do_by_hand(
         fetch_kermany(tmp_path / "films", published=SMALL)
     said = str(caught.value)
     assert said.startswith(
-        "cannot download from Kaggle (no route to anywhere): download 'Chest X-Ray Images (Pneumonia)'"
+        "cannot download from Kaggle (ConnectionError): download 'Chest X-Ray Images (Pneumonia)'"
     )
     title = "Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification"
     assert f"'{title}' (Mendeley Data 10.17632/rscbjbr9sj)" in said
