@@ -221,9 +221,7 @@ def test_offline_the_error_names_both_pages_and_what_to_do_by_hand(
     with pytest.raises(DataError) as caught:
         fetch_kermany(tmp_path / "films", published=SMALL)
     said = str(caught.value)
-    assert said.startswith(
-        "cannot download from Kaggle (ConnectionError): download 'Chest X-Ray Images (Pneumonia)'"
-    )
+    assert said.startswith("cannot download from Kaggle (ConnectionError): download 'Chest X-Ray Images (Pneumonia)'")
     title = "Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification"
     assert f"'{title}' (Mendeley Data 10.17632/rscbjbr9sj)" in said
     assert "cxr data fetch kermany --zip FILE --to DIR" in said
