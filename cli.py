@@ -204,6 +204,25 @@ def data_phantoms(
     _show(as_json, {"folder": str(folder), "images": train + 16 + test}, [line])
 
 
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The data set: kermany.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to make.")] = Path("chest_xray"),
+    zip_file: Annotated[
+        Path | None,
+        typer.Option("--zip", metavar="FILE", help="The set as downloaded by hand, from Mendeley or Kaggle."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Place Kermany's 5,856 radiographs, from Kaggle or out of a zip: counted, and each decoded."""
+    _one_of("NAME", name, ("kermany",))
+    from featcache.fetch import fetch_kermany
+
+    with _bar("fetching") as tell:
+        fetched = fetch_kermany(to, zip_file, on_image=tell)
+    _show(as_json, dataclasses.asdict(fetched), [*fetched.in_words(), f"'cxr data check {to}' looks closer"])
+
+
 @app.command()
 def extract(
     backbone: Backbones = None,
@@ -564,10 +583,10 @@ def _note(line: str) -> None:
 
 
 def _note_quarantined(rows: Sequence[Quarantined], what: str = "left out") -> None:
-    for row in rows[:10]:
-        _note(f"{what}: {row.image_id}: {row.reason}")
-    if len(rows) > 10:
-        _note(f"{what}: {len(rows) - 10} more; 'cxr data check' lists them all")
+    from featcache.quarantine import in_lines
+
+    for line in in_lines(rows, 10):
+        _note(f"{what}: {line}")
 
 
 def _show(as_json: bool, value: object, lines: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.backbones import Backbone
+from featcache.decode import DICOM
 from featcache.errors import BackboneError, StoreError
 from featcache.forward import compile_forward
 from featcache.loading import Rendering, Wanted, load_ahead
@@ -83,7 +84,7 @@ def recompute(
     if spec.runtime == "openvino" and compute.device == "auto":
         compute = dataclasses.replace(compute, device="cpu")
     compute = dataclasses.replace(compute, runtime=spec.runtime, precision=spec.precision)
-    here = spec_of(backbone, recipe_seed=spec.recipe_seed, compute=compute)
+    here = spec_of(backbone, recipe_seed=spec.recipe_seed, compute=compute, dicom=DICOM in spec.decoder)
     if here.decoder != spec.decoder:
         raise BackboneError(
             f"{store.path} was made with another decoder ({spec.differences(here)}): it can be read and verified, and "
