@@ -198,7 +198,7 @@ def data_audit(
     settings = load_settings({"backbone": backbone, "data": data, "table": table, "cache": cache}, config)
     from heads.audit import run_audit, write_findings
 
-    found = run_audit(settings, backbone or ())
+    found = run_audit(settings)
     if as_json:
         _print_json(found.to_json())
     else:
@@ -435,21 +435,18 @@ def neighbours(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """The films nearest to an image by their features, with labels and patients; never the image itself.
-
-    An image of the data set is looked up; another is decoded and run through the store's network.
-    """
+    """The films nearest to an image by their features, with labels and patients; never the image itself."""
     from heads.neighbours import COLUMNS, USES, look_up
 
     _one_of("--among", among, USES)
     flags = {"backbone": backbone, "weights": weights, "data": data, "table": table, "cache": cache}
     settings = load_settings(flags, config)
-    found = look_up(settings, images, backbone or (), k=k, searched=among, other_patients=other_patients)
+    found = look_up(settings, images, k=k, searched=among, other_patients=other_patients)
     if as_json:
         _print_json([dataclasses.asdict(one) for one in found])
-        return
-    for one in found:
-        _print_table(one.in_words(), COLUMNS, one.cells(), text=COLUMNS[1:])
+    for one in [] if as_json else found:
+        out.print(one.in_words(), markup=False)
+        _print_table("", COLUMNS, one.cells(), text=COLUMNS[1:])
 
 
 @cache_app.command("list")

@@ -106,16 +106,14 @@ def features_of(images: Sequence[NamedImage], store: FeatureStore, settings: Set
     return np.stack([found[number] for number in range(len(images))])
 
 
-def only_store(settings: Settings, backbones: Sequence[str] = ()) -> FeatureStore:
-    """The one store that is meant: of the backbone named by flag or settings, or the only one of the data set.
+def only_store(settings: Settings) -> FeatureStore:
+    """The one store that is meant: of the backbone that flag or settings name, else the only one of the data set.
 
     Raises:
         StoreError: there are none, or several fit.
         DataError: no data set is named.
     """
-    if not backbones and "backbone" in settings.model_fields_set:
-        backbones = settings.backbone[:1]
-    stores = open_stores(settings, backbones)
+    stores = open_stores(settings, settings.backbone if "backbone" in settings.model_fields_set else ())
     if len(stores) > 1:
         names = ", ".join(store.path.name for store in stores)
         raise StoreError(

@@ -29,7 +29,7 @@ from heads.near_duplicates import NearDuplicates, near_duplicates
 
 CSV_COLUMNS: tuple[str, ...] = ("kind", "image_id", "label", "split", "patient_id", "distance", "relative_distance")
 CSV_COLUMNS += ("identical", "other_image_id", "other_label", "other_split", "other_patient_id")
-CSV_COLUMNS += ("self_confidence", "rather")
+CSV_COLUMNS += ("self_confidence", "rather", "confident")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,11 @@ class Audit:
         lines = [f"{len(found.pairs)} pairs of different patients or folders, {across} of them across splits"]
         lines[0] += f": {identical} with the same bytes, the others with a relative distance below {found.fence:.3f} "
         lines[0] += f"(Tukey's outer fence; the median is {found.median:.3f})"
-        lines.append(f"{len(doubted)} of {self.images} labels are doubted by films of other patients; a reader decides")
+        confident = sum(candidate.confident for candidate in doubted)
+        lines.append(
+            f"{len(doubted)} of {self.images} labels are contradicted by films of other patients, {confident} of them "
+            "confidently; a reader decides, not this list"
+        )
         if in_test:
             lines.append(
                 f"{in_test} of them lie in test: to change test labels after heads have been looked at is not honest; "
@@ -93,23 +97,23 @@ class Audit:
                 row[name], row[f"other_{name}"] = getattr(pair, name)
             writer.writerow(row)
         for candidate in self.label_candidates:
-            row = dataclasses.asdict(candidate) | {"self_confidence": f"{candidate.self_confidence:.6f}"}
+            row = dataclasses.asdict(candidate) | {"confident": int(candidate.confident)}
+            row["self_confidence"] = f"{candidate.self_confidence:.6f}"
             writer.writerow({"kind": "label", **{name: row[name] for name in row.keys() & set(CSV_COLUMNS)}})
         return text.getvalue()
 
 
-def run_audit(settings: Settings, backbones: Sequence[str] = ()) -> Audit:
+def run_audit(settings: Settings) -> Audit:
     """Audit a data set by the features of one store.
 
     Args:
-        settings: name data set and cache.
-        backbones: the store's backbone, where there are several.
+        settings: name data set and cache, and the backbone where there are several stores.
 
     Raises:
         StoreError: no such store, or it lacks features of images as they are now.
         DataError: a class has too few patients.
     """
-    store = only_store(settings, backbones)
+    store = only_store(settings)
     present, note = present_table(settings, [store])
     table = store.image_table if present is None else present
     known = dict(zip(store.image_table.image_id, store.image_table.sha256, strict=True))

@@ -1,9 +1,9 @@
 """Films whose label the other patients' films contradict.
 
-Out of fold: each film's probabilities come from a softmax regression that has seen no film of its patient. Confident
-learning (Northcutt, Jiang, Chuang, Journal of Artificial Intelligence Research 70, 2021) then counts a film as a
-candidate where another class j is likelier than usual for films labelled j, and the likeliest of such classes; the
-candidates are ranked by self-confidence, the probability of the label that they bear.
+Out of fold: each film's probabilities come from a softmax regression that has seen no film of its patient. A film is
+listed where another class is likelier than the one it bears, ranked by self-confidence, the probability of the label
+that it bears; it is marked where confident learning (Northcutt, Jiang, Chuang, Journal of Artificial Intelligence
+Research 70, 2021) counts it too: where the other class is as likely as for the films that bear its label.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PENALTY = 0.1
 """λ of mean cross-entropy + λ/2·|w|², on standardised inputs: between 0.02 and 0.2 four backbones find planted errors
 equally well; below, films are fitted one by one, and above, hardly at all (docs/log.md, 2026-11-25)."""
 
-COLUMNS = ("Self-confidence", "Label", "Rather", "Split", "Patient", "Image")
+COLUMNS = ("Self-confidence", "Label", "Rather", "Confident", "Split", "Patient", "Image")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,7 @@ class LabelCandidate:
         rather: the class that the films of other patients speak for.
         self_confidence: out-of-fold probability of ``label``.
         probability: out-of-fold probability of ``rather``.
+        confident: whether confident learning counts it for ``rather``.
         patient_id: its patient.
         split: its folder.
     """
@@ -50,6 +51,7 @@ class LabelCandidate:
     rather: str
     self_confidence: float
     probability: float
+    confident: bool
     patient_id: str
     split: str
 
@@ -59,6 +61,7 @@ class LabelCandidate:
             f"{self.self_confidence:.4f}",
             self.label,
             self.rather,
+            "yes" if self.confident else "",
             self.split or "–",
             self.patient_id,
             self.image_id,
@@ -76,18 +79,24 @@ def label_candidates(table: ImageTable, features: NDArray[np.floating], *, seed:
     Raises:
         DataError: a class has too few patients to hold some out.
     """
-    probability = out_of_fold(table, features, seed=seed)
+    probability, label = out_of_fold(table, features, seed=seed), table.label
+    likeliest, counted = probability.argmax(axis=1), confident_joint(probability, label)
+    listed = np.flatnonzero((likeliest != label) | ((counted >= 0) & (counted != label)))
+    ranked = listed[np.argsort(probability[listed, label[listed]], kind="stable")]
+    # Where classes are rare, the likeliest may be the film's own and confident learning still speak for another.
+    rather = np.where((counted >= 0) & (counted != label), counted, likeliest)
     return tuple(
         LabelCandidate(
             image_id=table.image_id[row],
-            label=table.classes[table.label[row]],
-            rather=table.classes[rather],
-            self_confidence=float(probability[row, table.label[row]]),
-            probability=float(probability[row, rather]),
+            label=table.classes[label[row]],
+            rather=table.classes[rather[row]],
+            self_confidence=float(probability[row, label[row]]),
+            probability=float(probability[row, rather[row]]),
+            confident=bool(counted[row] == rather[row]),
             patient_id=table.patient_id[row],
             split=table.split[row],
         )
-        for row, rather in confident_joint(probability, table.label)
+        for row in ranked
     )
 
 
@@ -123,20 +132,16 @@ def out_of_fold(table: ImageTable, features: NDArray[np.floating], *, seed: int 
     return probability
 
 
-def confident_joint(probability: NDArray[np.float64], label: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Rows off the diagonal of the confident joint, and the class each is counted for, by rising self-confidence.
+def confident_joint(probability: NDArray[np.float64], label: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The class that each film is counted for in the confident joint, [N]; -1 for those it does not count.
 
-    Northcutt et al. 2021, equations 1 and 2: t_j is the mean probability of j over films labelled j; a film labelled i
-    is counted for the likeliest class j with p_j ≥ t_j, if there is one.
+    Northcutt et al. 2021, equations 1 and 2: t_j is the mean probability of j over films labelled j; a film is counted
+    for the likeliest of the classes j with p_j ≥ t_j, if there is one. Off the diagonal are the label errors.
 
     Args:
         probability: out of fold, [N, K].
         label: [N], every class at least once.
     """
-    classes = np.arange(probability.shape[1])
-    threshold = np.array([probability[label == j, j].mean() for j in classes])
+    threshold = np.array([probability[label == j, j].mean() for j in range(probability.shape[1])])
     confident = np.where(probability >= threshold, probability, -1.0)
-    counted = confident.argmax(axis=1)
-    off = np.flatnonzero((confident.max(axis=1) >= 0) & (counted != label))
-    ranked = off[np.argsort(probability[off, label[off]], kind="stable")]
-    return [(int(row), int(counted[row])) for row in ranked]
+    return np.where(confident.max(axis=1) >= 0, confident.argmax(axis=1), -1)

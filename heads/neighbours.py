@@ -166,7 +166,6 @@ def use_of(table: ImageTable, rule: SplitRule, seed: int) -> Strings:
 def look_up(
     settings: Settings,
     names: Sequence[str],
-    backbones: Sequence[str] = (),
     *,
     k: int = 5,
     searched: str = "train",
@@ -175,9 +174,8 @@ def look_up(
     """What ``cxr neighbours`` shows.
 
     Args:
-        settings: name data set, cache, split rule and seed, and weights where a new image needs a network.
+        settings: name data set, cache, backbone, split rule and seed, and weights where a new image needs a network.
         names: files or image ids.
-        backbones: the store's backbone, where there are several.
         k: films an image.
         searched: ``train``, ``val`` or ``test`` of the split that heads are fitted with, or ``all``.
         other_patients: see ``neighbours``.
@@ -185,7 +183,7 @@ def look_up(
     Raises:
         CxrError: no such image or store, or no network for a new image.
     """
-    store = only_store(settings, backbones)
+    store = only_store(settings)
     table = store.image_table
     root = settings.data if settings.data is not None or settings.table is None else settings.table.parent
     images = find_images(names, table, root)
