@@ -25,8 +25,8 @@ from heads.nearest import directions
 FOLDS = 5
 
 PENALTY = 0.1
-"""λ of mean cross-entropy + λ/2·|w|², on standardised inputs: between 0.02 and 0.2 four backbones find planted errors
-equally well; below, films are fitted one by one, and above, hardly at all (docs/log.md, 2026-11-25)."""
+"""λ of mean cross-entropy + λ/2·|w|², on standardised inputs. Between 0.02 and 0.2 three backbones find planted errors
+about equally well; at a tenth of that films are fitted one by one, at ten times of it too little is (docs/log.md)."""
 
 COLUMNS = ("Self-confidence", "Label", "Rather", "Confident", "Split", "Patient", "Image")
 

@@ -34,17 +34,17 @@ def found(table: ImageTable) -> Audit:
     features = np.random.default_rng(0).gamma(2.0, 1.0, (len(table), 48))
     turned = table.label.copy()
     turned[2] = 1 - turned[2]
-    features[:, :8] *= np.where(turned == 1, 2.5, 0.8)[:, None]
-    features[100] = features[10] * 1.01
+    features[:, :16] *= np.where(turned == 1, 3.0, 0.8)[:, None]
+    features[100] = features[30] * 1.01
     return audit(table, features.astype(np.float32), "cache/films/one", "one", ["a note", ""])
 
 
 def test_both_lists_are_in_the_json(found: Audit, table: ImageTable) -> None:
     held = json.loads(json.dumps(found.to_json(), allow_nan=False))
     pairs = [set(pair["image_id"]) for pair in held["near_duplicates"]["pairs"]]
-    assert pairs == [set(table.image_id[[40, 60]]), set(table.image_id[[10, 100]])]
-    confident = [one["image_id"] for one in held["label_candidates"] if one["confident"]]
-    assert table.image_id[2] in confident[:5]
+    assert pairs == [set(table.image_id[[40, 60]]), set(table.image_id[[30, 100]])]
+    assert held["label_candidates"][0]["image_id"] == table.image_id[2]
+    assert held["label_candidates"][0]["rather"] == table.classes[1 - table.label[2]]
     assert (held["images"], held["backbone"], held["notes"]) == (len(table), "one", ["a note"])
 
 
