@@ -188,6 +188,33 @@ def data_table(
     _show(as_json, result, [f"{len(images) - len(unreadable)} of {len(images)} images hashed in {file}: use {use}"])
 
 
+@data_app.command("audit")
+def data_audit(
+    backbone: Backbones = None,
+    shown: Annotated[int, typer.Option("--show", metavar="N", min=1, help="Findings of each kind to print.")] = 20,
+    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write all findings there.")] = None,
+    thumbnails: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw the first N on sheets there.")] = None,
+    data: Data = None,
+    table: TableFile = None,
+    cache: Cache = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """By cached features: near-duplicates across splits and patients, and labels that other patients contradict."""
+    settings = load_settings({"backbone": backbone, "data": data, "table": table, "cache": cache}, config)
+    from heads.audit import run_audit, write_findings
+
+    found = run_audit(settings)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        for title, columns, lines in found.tables(shown):
+            _print_table(title, columns, lines, text=columns[1:])
+        out.print("\n".join(found.remarks(shown)), markup=False, soft_wrap=False)
+    for path in write_findings(found, settings, csv_file, thumbnails, shown):
+        _note(f"wrote {path}")
+
+
 @data_app.command("phantoms")
 def data_phantoms(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
@@ -483,6 +510,34 @@ def report(
             place = figures if len(built.selected) == 1 else figures / f"{rule}-{seed}"
             for path in write_figures(row, place, "svg" if figure_format == "svg" else "png", view_mean=view_mean):
                 _note(f"wrote {path}")
+
+
+@app.command()
+def neighbours(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Files, or image ids of the data set.")],
+    backbone: Backbones = None,
+    weights: Weights = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Films an image.")] = 5,
+    among: Annotated[str, typer.Option(help="train, val, test or all, as the split has them.")] = "train",
+    other_patients: Annotated[bool, typer.Option("--other-patients", help="Leave the image's patient out.")] = False,
+    data: Data = None,
+    table: TableFile = None,
+    cache: Cache = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """The films nearest to an image by their features, with labels and patients; never the image itself."""
+    from heads.neighbours import COLUMNS, USES, look_up
+
+    _one_of("--among", among, USES)
+    flags = {"backbone": backbone, "weights": weights, "data": data, "table": table, "cache": cache}
+    settings = load_settings(flags, config)
+    found = look_up(settings, images, k=k, searched=among, other_patients=other_patients)
+    if as_json:
+        _print_json([dataclasses.asdict(one) for one in found])
+    for one in [] if as_json else found:
+        out.print(one.in_words(), markup=False)
+        _print_table("", COLUMNS, one.cells(), text=COLUMNS[1:])
 
 
 @cache_app.command("list")

@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.backbones import Backbone
-from featcache.decode import DICOM
-from featcache.errors import BackboneError, StoreError
-from featcache.forward import compile_forward
+from featcache.encoding import forward_of
+from featcache.errors import StoreError
 from featcache.loading import Rendering, Wanted, load_ahead
 from featcache.making import geometry_of
 from featcache.parts import stored_as
-from featcache.planning import spec_of
-from featcache.runtime import Compute, choose_batch_size, choose_device
+from featcache.runtime import Compute
 from featcache.store import FeatureStore
 
 LEAST_COSINE = 0.999
@@ -81,31 +79,8 @@ def recompute(
         StoreError: a part is damaged.
     """
     spec, compute = store.spec, compute or Compute()
-    if spec.runtime == "openvino" and compute.device == "auto":
-        compute = dataclasses.replace(compute, device="cpu")
-    compute = dataclasses.replace(compute, runtime=spec.runtime, precision=spec.precision)
-    here = spec_of(backbone, recipe_seed=spec.recipe_seed, compute=compute, dicom=DICOM in spec.decoder)
-    if here.decoder != spec.decoder:
-        raise BackboneError(
-            f"{store.path} was made with another decoder ({spec.differences(here)}): it can be read and verified, and "
-            "computed again only by the cxr and the packages that its parts name"
-        )
-    if here != spec:
-        raise BackboneError(
-            f"{store.path} cannot be computed again with this {backbone.name} ({spec.differences(here)}): name the "
-            f"weights that made it with --backbone {spec.backbone} --weights FILE"
-        )
     rows = _chosen(store, count, seed)
-    device = choose_device(compute.device)
-    batch_size = choose_batch_size(compute.batch_size, device)
-    forward = compile_forward(
-        backbone,
-        batch_size,
-        runtime=spec.runtime,
-        precision=spec.precision,
-        device=device,
-        threads=compute.threads,
-    )
+    forward, batch_size = forward_of(store, backbone, compute)
     wanted = [_wanted(store, row, view) for row, view in rows]
     wrong, unreadable, equal, least = [], [], 0, 1.0
     pixels = np.zeros((batch_size, 3, spec.image_size, spec.image_size), np.uint8)
