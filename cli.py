@@ -25,10 +25,11 @@ from rich.table import Table
 from rich.text import Text
 
 from featcache.errors import CxrError, SettingsError, UsageError, nearest
-from featcache.settings import CONFIG_NAME, example_toml, load_settings
+from featcache.settings import CONFIG_NAME, Settings, example_toml, load_settings
 
 if TYPE_CHECKING:
     from featcache.check import Quarantined
+    from heads.grids import StoreGrid
 
 app = typer.Typer(
     name="cxr",
@@ -42,7 +43,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
 
 INTERRUPTED = 130
-KEPT = "cxr: interrupted; finished parts and runs are kept, the same command again goes on from there"
+KEPT = "cxr: interrupted; finished parts, heads and runs are kept, the same command again goes on from there"
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 Data = Annotated[Path | None, typer.Option("--data", help="The data set's folder.", show_default=False)]
@@ -54,6 +55,10 @@ Backbones = Annotated[list[str] | None, typer.Option("--backbone", "-b", help="F
 Weights = Annotated[list[str] | None, typer.Option("--weights", help="A file, random or pretrained, one a backbone.")]
 Views = Annotated[int | None, typer.Option("--views", help="Views an image, the clean one included.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+L2 = Annotated[list[float] | None, typer.Option(help="L2 penalty of the Dense kernel; repeat for several.")]
+Seeds = Annotated[int | None, typer.Option(help="Heads a configuration.")]
+SplitName = Annotated[str | None, typer.Option(help="patient, paper or folders.")]
+SplitSeed = Annotated[int | None, typer.Option(help="Seed of the patient split.")]
 Positive = Annotated[str | None, typer.Option("--positive", help="The positive class (default: the second).")]
 
 
@@ -233,25 +238,13 @@ def extract(
     A backbone is a timm name (resnet50), torchvision:NAME, or your own module.path:callable; options of timm's follow
     an @, as in mobilenetv2_100@pad_type=same.
     """
-    flags: dict[str, Any] = {
-        "backbone": backbone,
-        "weights": weights,
-        "data": data,
-        "table": table,
-        "cache": cache,
-        "views": views,
-    }
-    flags |= {"image_size": image_size, "extract_batch_size": batch_size, "device": device, "runtime": runtime}
+    flags: dict[str, Any] = {"backbone": backbone, "weights": weights, "data": data, "table": table, "cache": cache}
+    flags |= {"views": views, "image_size": image_size, "extract_batch_size": batch_size, "device": device}
     if devices and (device or engine == "ray"):
         raise UsageError("--devices goes with neither --device nor --engine ray: say where once")
-    flags |= {
-        "devices": ",".join(devices) if devices else None,
-        "worker": worker,
-        "engine": engine,
-        "ray_gpus": ray_gpus,
-        "threads": threads,
-    }
-    settings = load_settings({**flags, "precision": precision, "strict": strict}, config)
+    flags |= {"devices": ",".join(devices) if devices else None, "worker": worker, "engine": engine}
+    flags |= {"ray_gpus": ray_gpus, "threads": threads, "runtime": runtime, "precision": precision, "strict": strict}
+    settings = load_settings(flags, config)
     if dry_run and settings.engine == "ray":
         raise UsageError("--dry-run tries the speed of this machine, not of a cluster: say --engine local")
     from featcache import workspace
@@ -291,17 +284,21 @@ def extract(
 @app.command("fit-head")
 def fit_head(
     backbone: Backbones = None,
-    l2: Annotated[list[float] | None, typer.Option(help="L2 penalty of the Dense kernel; repeat for several.")] = None,
+    l2: L2 = None,
     lr: Annotated[list[float] | None, typer.Option("--lr", "--learning-rate", help="Adam's step.")] = None,
     hidden: Annotated[list[int] | None, typer.Option(help="Hidden units; 0 is a linear head.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Heads a configuration.")] = None,
-    split: Annotated[str | None, typer.Option(help="patient, paper or folders.")] = None,
-    split_seed: Annotated[int | None, typer.Option(help="Seed of the patient split.")] = None,
+    seeds: Seeds = None,
+    split: SplitName = None,
+    split_seed: SplitSeed = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs at most.")] = None,
     patience: Annotated[int | None, typer.Option(help="Epochs without improvement before a head stops.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Features a training step.")] = None,
     class_weights: Annotated[str | None, typer.Option(help="balanced or none.")] = None,
     view_policy: Annotated[str | None, typer.Option(help="random or clean.")] = None,
+    standardise: Annotated[
+        bool | None, typer.Option("--standardise/--no-standardise", help="Standardise features by the train split.")
+    ] = None,
+    head_precision: Annotated[str | None, typer.Option(help="float32, or bfloat16 where it is fast.")] = None,
     views: Views = None,
     positive: Positive = None,
     memory: Annotated[
@@ -314,36 +311,75 @@ def fit_head(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Fit heads on cached features: every value of every flag, on every store, trained together."""
-    flags: dict[str, Any] = {
-        "l2": l2,
-        "learning_rate": lr,
-        "hidden": hidden,
-        "seeds": seeds,
-        "split": split,
-        "split_seed": split_seed,
-    }
+    """Fit heads on cached features: every value of every flag, on every store, trained together.
+
+    A backbone may be several joined by +, as in resnet50+vgg19: heads on the features of both.
+    """
+    flags: dict[str, Any] = {"l2": l2, "learning_rate": lr, "hidden": hidden, "seeds": seeds, "split": split}
+    flags |= {"split_seed": split_seed, "device": device, "cache": cache, "data": data, "table": table}
     flags |= {"epochs": epochs, "patience": patience, "batch_size": batch_size, "class_weights": class_weights}
-    flags |= {"view_policy": view_policy, "views": views, "positive": positive, "data": data, "table": table}
-    settings = load_settings({**flags, "cache": cache, "device": device, "memory": memory}, config)
+    flags |= {"view_policy": view_policy, "standardise": standardise, "head_precision": head_precision}
+    flags |= {"views": views, "positive": positive, "memory": memory}
+    settings = load_settings(flags, config)
+    from featcache.workspace import open_sources
+    from heads.experiment import configs_of
+    from heads.grids import StoreGrid
+
+    configs, count = configs_of(settings), settings.views if "views" in settings.model_fields_set else None
+    _fit(settings, [StoreGrid.of(store, configs, count) for store in open_sources(settings, backbone or ())], as_json)
+
+
+@app.command()
+def grid(
+    file: Annotated[Path | None, typer.Option("--file", help="TOML: [[head]] tables; a list is an axis.")] = None,
+    preset: Annotated[str | None, typer.Option(help="paper: the six rows of the study's table.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the preset's file, to start one of your own.")] = False,
+    backbone: Backbones = None,
+    l2: L2 = None,
+    seeds: Seeds = None,
+    split: SplitName = None,
+    split_seed: SplitSeed = None,
+    device: Device = None,
+    data: Data = None,
+    table: TableFile = None,
+    cache: Cache = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Fit the grids of heads that a file declares, over several backbones, as one run; interrupted, it goes on.
+
+    What the file leaves unsaid is as flags, CXR_* variables and cxr.toml have it.
+    """
+    given = {"backbone": backbone, "l2": l2, "seeds": seeds, "split": split, "split_seed": split_seed}
+    given = {key: value for key, value in given.items() if value not in (None, [])}
+    settings = load_settings({**given, "data": data, "table": table, "cache": cache, "device": device}, config)
+    from featcache.workspace import dataset_folder
+    from heads.grid_file import declared_grid, preset_file
+
+    if show:
+        print(preset_file(preset, given), end="")
+        return
+    declared = declared_grid(file, preset, settings, given)
+    _fit(declared.settings, declared.over(dataset_folder(settings)), as_json)
+
+
+def _fit(settings: Settings, grids: Sequence[StoreGrid], as_json: bool) -> None:
+    """Train, save the run, and say what val selects of it."""
     from featcache.runtime import choose_device
-    from featcache.workspace import dataset_folder, open_stores, present_table
-    from heads.experiment import configs_of, run_experiment
+    from featcache.workspace import dataset_folder, present_table
+    from heads.experiment import run_grids
     from heads.report import build_report
 
-    stores = open_stores(settings, backbone or ())
-    images, note = present_table(settings, stores)
+    images, note = present_table(settings, [grid.source for grid in grids])
     if note:
         _note(note)
     with _bar("fitting") as tell:
-        outcome = run_experiment(
-            stores,
+        outcome = run_grids(
+            grids,
             dataset_folder(settings),
-            configs_of(settings),
             table=images,
             rule=settings.split,
             split_seed=settings.split_seed,
-            views=settings.views if "views" in settings.model_fields_set else None,
             positive=settings.positive,
             device=choose_device(settings.device),
             memory=settings.memory,

@@ -118,6 +118,12 @@ class Settings(BaseSettings):
         ge=1,
         description="memory for features while heads are fitted, as 512MiB or 2GB; default: all that they take",
     )
+    standardise: bool = Field(
+        False, description="train on features less their mean over the train split, divided by their standard deviation"
+    )
+    head_precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the heads' products; bfloat16 where the hardware has such products"
+    )
     seeds: int = Field(1, ge=1, le=1000, description="heads a configuration, with seeds 0, 1, …")
 
     @classmethod

@@ -47,6 +47,16 @@ class FeatureStore:
     part: NDArray[np.int32] = field(repr=False)
 
     @property
+    def backbone(self) -> str:
+        """The frozen network's name."""
+        return self.spec.backbone
+
+    @property
+    def fingerprint(self) -> str:
+        """The spec's."""
+        return self.spec.fingerprint
+
+    @property
     def image_table(self) -> ImageTable:
         """The images, N rows; decoded when first asked for.
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.errors import SettingsError
 from featcache.images import ImageTable
 from featcache.index import stored_dtype
+from featcache.joined import FeatureSource, stores_of
 from featcache.store import FeatureStore
-from heads.config import HeadConfig
+from heads.grids import StoreGrid
 from heads.group import FittedHead, chunk_images
 from heads.model import logits
 from heads.samples import IntArray, Samples
@@ -18,7 +21,7 @@ from heads.streaming import StoredSamples, window_of
 
 
 def samples_of(
-    store: FeatureStore, images: ImageTable, splits: Sequence[IntArray], views: int, *, stream: bool
+    store: FeatureSource, images: ImageTable, splits: Sequence[IntArray], views: int, *, stream: bool
 ) -> list[Samples | StoredSamples]:
     """Splits of a store: read at once, each part once for all of them, or left in the store.
 
@@ -33,15 +36,16 @@ def samples_of(
         StoreError: the store lacks some; or, read at once, a part is damaged.
     """
     labels, classes = [images.label[rows] for rows in splits], len(images.classes)
-    place = store.rows(images.image_id)
     if stream:
+        assert isinstance(store, FeatureStore), "window_for refuses joined stores"
+        place = store.rows(images.image_id)
         dtype = stored_dtype(store.path)
         readers = [store.reader(place[rows], range(views)) for rows in splits]
         return [
             StoredSamples(reader=reader, dtype=dtype, labels=label, classes=classes)
             for reader, label in zip(readers, labels, strict=True)
         ]
-    features = store.reader(place[np.concatenate(splits)], range(views)).read_all()
+    features = store.views(images.image_id[np.concatenate(splits)].tolist(), views)
     ends = np.cumsum([len(rows) for rows in splits]).tolist()
     return [
         Samples(features=features[end - len(label) : end], labels=label, classes=classes)
@@ -49,33 +53,32 @@ def samples_of(
     ]
 
 
-def window_for(
-    store: FeatureStore,
-    sizes: tuple[int, int, int],
-    configs: Sequence[HeadConfig],
-    views: int | None,
-    memory: int | None,
-) -> int | None:
+def window_for(grid: StoreGrid, sizes: tuple[int, int, int], memory: int | None) -> int | None:
     """The shuffle window that a budget of memory allows, in images; None where all of the features fit.
 
     Args:
-        store: the features.
+        grid: the heads, and the features that they are fitted on.
         sizes: images of the train, val and test split.
-        configs: the heads.
-        views: views an image; None takes all that every image has.
         memory: bytes for features; None sets no limit.
 
     Raises:
-        SettingsError: not even the smallest window fits.
+        SettingsError: not even the smallest window fits, or joined stores do not.
     """
     if memory is None:
         return None
-    count = store.view_count if views is None else views
-    width, itemsize = store.reader(np.arange(1), range(count)).shape[2], stored_dtype(store.path).itemsize
-    if sum(sizes) * count * width * itemsize <= memory:
+    stores = stores_of(grid.source)
+    widths = [store.reader(np.arange(1), range(grid.views)).shape[2] for store in stores]
+    itemsize = max(stored_dtype(store.path).itemsize for store in stores)
+    wanted = sum(sizes) * grid.views * sum(widths) * itemsize
+    if wanted <= memory:
         return None
-    read = 1 if all(config.view_policy == "clean" for config in configs) else count
-    return window_of(memory, (sizes[0], read, width), (sizes[1], count, width), itemsize)
+    if len(stores) > 1:
+        raise SettingsError(
+            f"the features of {grid.source.backbone} take {math.ceil(wanted / 2**20)}MiB, and joined stores are not "
+            "read in windows: give --memory that much, or leave it out"
+        )
+    read = 1 if all(config.view_policy == "clean" for config in grid.configs) else grid.views
+    return window_of(memory, (sizes[0], read, widths[0]), (sizes[1], grid.views, widths[0]), itemsize)
 
 
 def clean_and_mean(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import RunError
+from featcache.joined import part_names
 from heads.config import HeadConfig
 from heads.metrics import Metrics
 from heads.runs import RUNS_NAME, HeadRecord, RunRecord, load_run, run_folders
@@ -191,12 +192,12 @@ def _named(rows: list[Row]) -> list[Row]:
     configs = [row.config for row in rows]
     several = {
         field: len({getattr(config, field) for config in configs}) > 1
-        for field in ("hidden", "lr", "epochs", "patience", "batch_size", "class_weights", "view_policy")
+        for field in ("hidden", "lr", "epochs", "patience", "batch_size", "class_weights", "view_policy", "precision")
     }
     prints: dict[str, set[str]] = {}
     for row in rows:
         prints.setdefault(row.chosen.backbone, set()).add(row.chosen.fingerprint)
-    short = {backbone: backbone.removeprefix("torchvision:").partition("@")[0] for backbone in prints}
+    short = {row.chosen.backbone: _short(row.chosen) for row in rows}
     splits = {_split_of(row) for row in rows}
     positives = {row.run.positive for row in rows}
     view_counts = {(row.chosen.fingerprint, row.chosen.views) for row in rows}
@@ -206,7 +207,7 @@ def _named(rows: list[Row]) -> list[Row]:
         # Library and options only where two backbones would share the short name.
         name = short[backbone] if list(short.values()).count(short[backbone]) == 1 else backbone
         if len(prints[backbone]) > 1:
-            name += f" [{row.chosen.fingerprint[:6]}]"
+            name += f" [{'+'.join(part[:6] for _, part in _parts(row.chosen))}]"
         name += f" + L2 {config.l2:g}" if config.l2 else ""
         extras = [
             {"hidden": "linear" if config.hidden == 0 else f"hidden {config.hidden}"}.get(
@@ -215,6 +216,8 @@ def _named(rows: list[Row]) -> list[Row]:
             for field, differs in several.items()
             if differs
         ]
+        if config.standardise and not all(other.standardise for other in configs):
+            extras.append("standardised")
         if len({count for fingerprint, count in view_counts if fingerprint == row.chosen.fingerprint}) > 1:
             extras.append(f"{row.chosen.views} view{'s' * (row.chosen.views > 1)}")
         if len(positives) > 1:
@@ -223,6 +226,16 @@ def _named(rows: list[Row]) -> list[Row]:
             extras.append(f"{row.run.split_rule} split" + (f" {row.run.split_seed}" if row.run.split_seed else ""))
         named.append(replace(row, name=", ".join([name, *extras])))
     return named
+
+
+def _parts(record: HeadRecord) -> tuple[tuple[str, str], ...]:
+    """Backbone and fingerprint of the store, or of each of those joined."""
+    return part_names(record.backbone, record.fingerprint)
+
+
+def _short(record: HeadRecord) -> str:
+    """The backbone without library and options."""
+    return "+".join(backbone.removeprefix("torchvision:").partition("@")[0] for backbone, _ in _parts(record))
 
 
 def _warnings(rows: Sequence[Row]) -> list[str]:

@@ -107,21 +107,26 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A run and its folder; ``reused`` when the very same run was there already."""
+    """A run and its folder; ``reused`` when the very same run was there already.
+
+    ``continued`` counts the heads that were trained before an interruption.
+    """
 
     folder: Path
     record: RunRecord
     reused: bool
+    continued: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """What ``cxr fit-head --json`` prints of it."""
         record = self.record
         named = {"run": record.run_id, "folder": str(self.folder), "heads": len(record.heads), "reused": self.reused}
-        return {**named, "seconds": record.seconds, "n": record.n}
+        return {**named, "continued": self.continued, "seconds": record.seconds, "n": record.n}
 
     def in_words(self) -> str:
         """The same, as a sentence."""
         how = "read back, nothing changed" if self.reused else f"fitted in {self.record.seconds:.1f} s"
+        how += f" ({self.continued} of them before an interruption)" if self.continued else ""
         n = self.record.n
         return f"{len(self.record.heads)} heads {how} on {n['train']} train and {n['val']} val images, in {self.folder}"
 

@@ -130,6 +130,11 @@ def epoch_order(config: HeadConfig, epoch: int, images: int, views: int, window:
     return order, generator.integers(views, size=images)
 
 
+def epoch_stream(config: HeadConfig) -> tuple[int, str]:
+    """Return what tells the batches of two heads of one batch size apart: heads of equal streams take the same."""
+    return config.seed, config.view_policy
+
+
 def batches(images: int, batch_size: int) -> tuple[tuple[int, int], ...]:
     """Return start and stop of an epoch's batches.
 

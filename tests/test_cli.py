@@ -735,7 +735,8 @@ def test_an_interrupt_exits_130_says_that_work_is_kept_and_a_rerun_finishes(
     assert out == ""
     assert "Traceback" not in err
     last = err.rstrip("\n").splitlines()[-1]
-    assert last == "cxr: interrupted; finished parts and runs are kept, the same command again goes on from there"
+    said = "finished parts, heads and runs are kept, the same command again goes on from there"
+    assert last == f"cxr: interrupted; {said}"
     assert not list(tmp_path.rglob(".partial-*"))
     monkeypatch.syspath_prepend(tmp_path)
     held = done("extract", "--json", cwd=tmp_path).json

@@ -207,13 +207,14 @@ def test_progress_rises_to_the_end_and_names_the_backbone(tmp_path: Path) -> Non
     done = [now[0] for now in told]
     assert done == sorted(done)
     assert {now[1] for now in told} == {2 * 3 * 4} == {done[-1]}
-    assert told[0][2].startswith("one: 3 heads left, best val loss 0.")
+    assert told[0][2].startswith("one: 3 heads left, epoch 1, best val loss 0.")
     assert told[-1][2].startswith("two: 0 heads")
 
 
 def test_configurations_are_the_product_of_what_the_settings_list() -> None:
     values: dict[str, Any] = {"hidden": [0, 8], "l2": [0, 1e-4], "learning_rate": [1e-3], "seeds": 2}
     values |= {"epochs": 7, "patience": 3, "batch_size": 32, "class_weights": "none", "view_policy": "clean"}
+    values |= {"standardise": True, "head_precision": "bfloat16"}
     configs = configs_of(Settings(**values))
     assert len(configs) == 8
     assert {(one.hidden, one.l2, one.lr, one.seed) for one in configs} == {
@@ -221,6 +222,7 @@ def test_configurations_are_the_product_of_what_the_settings_list() -> None:
     }
     assert {(one.epochs, one.patience, one.batch_size) for one in configs} == {(7, 3, 32)}
     assert {(one.class_weights, one.view_policy) for one in configs} == {("none", "clean")}
+    assert {(one.standardise, one.precision) for one in configs} == {(True, "bfloat16")}
 
 
 # ---- the same experiment, and another one

@@ -231,6 +231,12 @@ def test_a_name_tells_what_differs_and_nothing_else(tmp_path: Path) -> None:
     ]
 
 
+def test_standardised_heads_are_named_where_others_are_not(tmp_path: Path) -> None:
+    plain, standardised = head(), head(replace(BASE, standardise=True))
+    assert names(tmp_path / "both", plain, standardised) == ["resnet50", "resnet50, standardised"]
+    assert names(tmp_path / "one", standardised) == ["resnet50"]
+
+
 def test_options_and_libraries_of_a_backbone_are_named_where_they_tell_rows_apart(tmp_path: Path) -> None:
     spelled = ["torchvision:resnet50", "resnet50", "resnet50@pad_type=same", "vgg19@pad_type=same"]
     found = names(tmp_path, *(head(backbone=name, fingerprint=name.ljust(64, "x")) for name in spelled))
@@ -248,6 +254,8 @@ CONFIGS = st.builds(
     batch_size=st.sampled_from([16, 256]),
     class_weights=st.sampled_from(["balanced", "none"]),
     view_policy=st.sampled_from(["random", "clean"]),
+    standardise=st.booleans(),
+    precision=st.sampled_from(["float32", "bfloat16"]),
 )
 HEADS = st.builds(
     head,

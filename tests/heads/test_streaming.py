@@ -19,6 +19,7 @@ from featcache.store import FeatureStore
 from heads.config import BLOCK_IMAGES, HeadConfig, ViewPolicy
 from heads.experiment import run_experiment
 from heads.feeding import clean_and_mean, samples_of, window_for
+from heads.grids import StoreGrid
 from heads.group import chunk_images
 from heads.runs import load_logits
 from heads.samples import Samples
@@ -169,8 +170,9 @@ def test_a_run_within_a_budget_is_the_run_of_its_window_in_memory(tmp_path: Path
     # 1,300 images × 3 views × 6 × 2 bytes are 46,800; two windows of a block and two pieces of val 42,912.
     tight = run_experiment([store], store.path.parent, [config], rule="paper", memory=45_000)
     assert [head.config.window for head in tight.record.heads] == [256]
-    again = run_experiment([store], store.path.parent, [replace(config, window=256)], rule="paper")
-    assert again.record.run_id != tight.record.run_id
+    again = run_experiment([store], tmp_path / "elsewhere", [replace(config, window=256)], rule="paper")
+    assert not again.reused
+    assert again.record.run_id == tight.record.run_id
     assert again.record.heads == tight.record.heads
     for split in ("val", "test"):
         one, other = (load_logits(outcome.folder, split) for outcome in (again, tight))
@@ -257,7 +259,7 @@ def test_a_size_is_read_with_its_unit(said: str, meant: int) -> None:
 
 def test_without_a_budget_there_is_no_window(store: FeatureStore) -> None:
     assert load_settings().memory is None
-    assert window_for(store, (960, 240, 100), [BASE], None, None) is None
+    assert window_for(StoreGrid.of(store, [BASE]), (960, 240, 100), None) is None
 
 
 @pytest.mark.parametrize("said", ["much", "-1", "0", "12 parsecs"])
@@ -283,8 +285,8 @@ def test_a_budget_without_room_for_a_window_names_the_least() -> None:
 def test_heads_of_the_clean_view_alone_have_windows_of_it_alone(store: FeatureStore) -> None:
     clean = replace(BASE, view_policy="clean")
     sizes = (960, 240, 100)
-    assert window_for(store, sizes, [BASE], None, 45_000) == 256
-    assert window_for(store, sizes, [clean], None, 45_000) == 768
+    assert window_for(StoreGrid.of(store, [BASE]), sizes, 45_000) == 256
+    assert window_for(StoreGrid.of(store, [clean]), sizes, 45_000) == 768
 
 
 def test_the_type_of_the_features_is_known_before_they_are_read(store: FeatureStore) -> None:
