@@ -37,8 +37,8 @@ INTRODUCTION = """\
 
 Kermany's chest radiographs (224×224 copies of all 5,856), patient-disjoint split ({train} train, {val} val, {test}
 official test images), four small frozen backbones whose ImageNet weights could be had offline, 8 views, 5 seeds.
-Written by `make results`; what follows is chosen on train and val alone, by rules that stood in the [log](log.md) before
-test was looked at.
+Written by `make results`; what follows is chosen on train and val alone, by rules that stood in the [log](log.md)
+before test was looked at.
 
 ```
 cxr extract -b efficientnet_lite0 -b efficientnet_lite2 -b torchvision:squeezenet1_1 -b mobilenetv2_100@pad_type=same \\
