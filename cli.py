@@ -346,6 +346,9 @@ def fit_head(
     standardise: Annotated[
         bool | None, typer.Option("--standardise/--no-standardise", help="Standardise features by the train split.")
     ] = None,
+    adapt: Annotated[
+        bool | None, typer.Option("--adapt/--no-adapt", help="Bring val and test to train's moments (transductive).")
+    ] = None,
     head_precision: Annotated[str | None, typer.Option(help="float32, or bfloat16 where it is fast.")] = None,
     views: Views = None,
     positive: Positive = None,
@@ -366,7 +369,8 @@ def fit_head(
     flags: dict[str, Any] = {"l2": l2, "learning_rate": lr, "hidden": hidden, "seeds": seeds, "split": split}
     flags |= {"split_seed": split_seed, "device": device, "cache": cache, "data": data, "table": table}
     flags |= {"epochs": epochs, "patience": patience, "batch_size": batch_size, "class_weights": class_weights}
-    flags |= {"view_policy": view_policy, "standardise": standardise, "head_precision": head_precision}
+    flags |= {"view_policy": view_policy, "standardise": standardise, "adapt": adapt}
+    flags |= {"head_precision": head_precision}
     flags |= {"views": views, "positive": positive, "memory": memory, "select": select}
     settings = load_settings(flags, config)
     from featcache.workspace import open_sources
@@ -436,6 +440,7 @@ def _fit(settings: Settings, grids: Sequence[StoreGrid], as_json: bool) -> None:
             device=choose_device(settings.device),
             memory=settings.memory,
             folds=settings.select in FOLD_RULES,
+            adapt=settings.adapt,
             on_progress=tell,
         )
     for head in {head.backbone: head for head in outcome.record.heads if head.config.window}.values():

@@ -121,6 +121,9 @@ class Settings(BaseSettings):
     standardise: bool = Field(
         False, description="train on features less their mean over the train split, divided by their standard deviation"
     )
+    adapt: bool = Field(
+        False, description="bring val and test to the mean and deviation of train by their own images (transductive)"
+    )
     head_precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the heads' products; bfloat16 where the hardware has such products"
     )

@@ -18,6 +18,7 @@ from heads.decision import Decision, decide
 from heads.figures import Figures, figures_json, figures_of, points_json, spread
 from heads.intervals import Resamples
 from heads.metrics import evaluate
+from heads.row_names import TRANSDUCTIVE
 from heads.rows import Row
 from heads.runs import KINDS, Kind, SplitLogits
 from heads.sealed import open_test
@@ -169,6 +170,10 @@ def _warnings(decision: Decision) -> list[str]:
         f"{patients} patients have images in both train and val of the {rule} split: its val figures flatter"
         for rule, patients in straddling.items()
     ]
+    if any(row.transductive for row in rows):
+        notes.append(
+            f"rows marked {TRANSDUCTIVE} saw all images of val and test, without labels, and cannot judge a single film"
+        )
     if len({row.split for row in rows}) > 1:
         notes.append("the rows stand on different splits: compare val figures within a split only")
     if len({row.run.images_sha256 for row in rows}) > 1:
@@ -190,6 +195,7 @@ def _row_json(one: ReportRow) -> dict[str, Any]:
         "run": row.run.run_id if first else None,
         "head": config,
         "views": first.views if first else None,
+        "transductive": row.transductive,
         "ensemble": ensemble,
         "split": row.run.split_rule,
         "split_seed": row.run.split_seed,
