@@ -374,8 +374,7 @@ def fit_head(
     flags |= {"views": views, "positive": positive, "memory": memory, "select": select}
     settings = load_settings(flags, config)
     from featcache.workspace import open_sources
-    from heads.experiment import configs_of
-    from heads.grids import StoreGrid
+    from heads.grids import StoreGrid, configs_of
 
     configs, count = configs_of(settings), settings.views if "views" in settings.model_fields_set else None
     _fit(settings, [StoreGrid.of(store, configs, count) for store in open_sources(settings, backbone or ())], as_json)
@@ -439,7 +438,7 @@ def _fit(settings: Settings, grids: Sequence[StoreGrid], as_json: bool) -> None:
             positive=settings.positive,
             device=choose_device(settings.device),
             memory=settings.memory,
-            folds=settings.select in FOLD_RULES,
+            folds=None if settings.select is None else settings.select in FOLD_RULES,
             adapt=settings.adapt,
             on_progress=tell,
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.errors import DataError
 from featcache.folds import Fold, block_folds, series_folds
 from featcache.images import ImageTable
 from featcache.splits import Split
@@ -28,14 +29,24 @@ class ShiftFold:
     fold: Fold
 
 
-def shift_folds(images: ImageTable, divided: Split) -> tuple[ShiftFold, ...]:
+def shift_folds(images: ImageTable, divided: Split, *, strict: bool = True) -> tuple[ShiftFold, ...]:
     """Blocks of consecutive patients, and name series where a class has two, of the images of train and val.
+
+    Args:
+        images: the image table.
+        divided: its split.
+        strict: whether too few patients are an error; if not, there are no folds then.
 
     Raises:
         DataError: a class has too few patients.
     """
     rows = np.sort(np.concatenate([divided.train, divided.val]))
-    blocks, series = block_folds(images, rows), series_folds(images, rows)
+    try:
+        blocks, series = block_folds(images, rows), series_folds(images, rows)
+    except DataError:
+        if strict:
+            raise
+        return ()
     return (*(ShiftFold(kind="blocks", fold=f) for f in blocks), *(ShiftFold(kind="series", fold=f) for f in series))
 
 

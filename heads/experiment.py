@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from featcache.errors import RunError, SettingsError, StoreError
 from featcache.images import ImageTable, positive_class
 from featcache.joined import FeatureSource, stores_of
-from featcache.settings import Settings
 from featcache.splits import Split, SplitRule, split
 from heads.checks import require_classes, require_images, require_views
-from heads.config import HeadConfig, grid
+from heads.config import HeadConfig
 from heads.cross_fit import cross_fit, held_out_of, shift_folds
 from heads.feeding import adapted, clean_and_mean, samples_of, window_for
 from heads.grids import StoreGrid
@@ -69,23 +68,6 @@ class _StoreHeads:
     test: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
-def configs_of(settings: Settings) -> tuple[HeadConfig, ...]:
-    """The grid that the settings declare."""
-    return grid(
-        hidden=settings.hidden,
-        l2=settings.l2,
-        lr=settings.learning_rate,
-        seeds=range(settings.seeds),
-        epochs=settings.epochs,
-        patience=settings.patience,
-        batch_size=settings.batch_size,
-        class_weights=settings.class_weights,
-        view_policy=settings.view_policy,
-        standardise=settings.standardise,
-        precision=settings.head_precision,
-    )
-
-
 class Options(TypedDict, total=False):
     """What ``run_experiment`` passes on to ``run_grids``."""
 
@@ -95,7 +77,7 @@ class Options(TypedDict, total=False):
     positive: str | None
     device: str
     memory: int | None
-    folds: bool
+    folds: bool | None
     adapt: bool
     on_progress: Callable[[int, int, str], None] | None
 
@@ -131,7 +113,7 @@ def run_grids(
     positive: str | None = None,
     device: str = "cpu",
     memory: int | None = None,
-    folds: bool = False,
+    folds: bool | None = False,
     adapt: bool = False,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Outcome:
@@ -152,7 +134,7 @@ def run_grids(
         memory: bytes for the features of a store at most (``heads.streaming``): what is larger is read in shuffle
             windows, whose size is part of each head's configuration; None reads everything into memory.
         folds: fit each configuration also without each of several folds of train and val (``heads.cross_fit``), for
-            the selection rules that ask how a head bears a shift.
+            the selection rules that ask how a head bears a shift; None does where there are patients and memory enough.
         adapt: bring val, test and folds to the moments of train (``heads.feeding.adapted``): transductive.
         on_progress: told the epochs done of all heads, the epochs in all, and how it goes.
 
@@ -177,8 +159,11 @@ def run_grids(
     sizes = len(divided.train), len(divided.val), len(divided.test)
     windows = [window_for(grid_, sizes, memory) for grid_ in grids]
     grids = [_windowed(grid_, window) for grid_, window in zip(grids, windows, strict=True)]
-    shifts = shift_folds(images, divided) if folds else ()
-    if (shifts or adapt) and any(window is not None for window in windows):
+    streamed = any(window is not None for window in windows)
+    shifts = (
+        () if folds is False or (folds is None and streamed) else shift_folds(images, divided, strict=folds is True)
+    )
+    if (shifts or adapt) and streamed:
         raise SettingsError(
             "folds are held out, and splits adapted, in memory: give more --memory, select by clean or views, or leave "
             "--adapt out"

@@ -101,7 +101,7 @@ def build_report(
     dataset: Path,
     run_ids: Sequence[str] = (),
     *,
-    rule: str = "clean",
+    rule: str | None = "clean",
     ensembles: bool = False,
     operating_rules: Sequence[str] = (),
 ) -> Report:
@@ -110,7 +110,7 @@ def build_report(
     Args:
         dataset: ``cache/<dataset>``.
         run_ids: take these runs only.
-        rule: by which rows are selected, of ``heads.selection.SELECTION_RULES``.
+        rule: by which rows are selected, of ``heads.selection.SELECTION_RULES``; None: see ``heads.decision.decide``.
         ensembles: add rows of ensembles.
         operating_rules: beside ``heads.selection.OPERATING_RULES``.
 
