@@ -423,7 +423,6 @@ def _fit(settings: Settings, grids: Sequence[StoreGrid], as_json: bool) -> None:
     from featcache.workspace import dataset_folder, present_table
     from heads.decision import decide
     from heads.experiment import run_grids
-    from heads.selection import FOLD_RULES
 
     images, note = present_table(settings, [grid.source for grid in grids])
     if note:
@@ -438,7 +437,7 @@ def _fit(settings: Settings, grids: Sequence[StoreGrid], as_json: bool) -> None:
             positive=settings.positive,
             device=choose_device(settings.device),
             memory=settings.memory,
-            folds=None if settings.select is None else settings.select in FOLD_RULES,
+            select=settings.select,
             adapt=settings.adapt,
             on_progress=tell,
         )

@@ -67,7 +67,7 @@ def main() -> None:
     declared = declared_grid(GRID, None, settings, {})
     grids = declared.over(dataset)
     images, _ = present_table(settings, [grid.source for grid in grids])
-    outcome = run_grids(grids, dataset, table=images, rule=declared.settings.split, folds=True)
+    outcome = run_grids(grids, dataset, table=images, rule=declared.settings.split, select=RULE)
     started = time.perf_counter()
     run = [outcome.record.run_id]
     reports = {rule: build_report(dataset, run, rule=rule, ensembles=True) for rule in SELECTION_RULES}

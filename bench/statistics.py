@@ -26,7 +26,8 @@ from heads.early_stopping import History
 from heads.intervals import RESAMPLES, bootstrap
 from heads.metrics import evaluate, probabilities
 from heads.report import build_report
-from heads.runs import FORMAT_VERSION, KINDS, HeadRecord, RunRecord, SplitLogits, save_run
+from heads.runs import FORMAT_VERSION, HeadRecord, RunRecord, save_run
+from heads.split_logits import KINDS, SplitLogits
 
 IMAGES = {"train": 4173, "val": 1043, "test": 624}
 

@@ -19,6 +19,7 @@ from featcache.images import ImageTable
 from featcache.splits import Rows, patient_groups
 
 BLOCKS = 5
+MOST_SERIES = 5
 LEAST_SERIES = 0.05
 """A series of a smaller share of its class is not held out by itself: it would say little."""
 
@@ -89,7 +90,7 @@ def series_folds(table: ImageTable, rows: Rows) -> tuple[Fold, ...]:
         rows: those of train and val, [n].
 
     Returns:
-        As many folds as the class of the most series has of them; none where no class has two.
+        As many folds as the class of the most series has of them, ``MOST_SERIES`` at most; none where no class has two.
 
     Raises:
         DataError: a class has fewer patients than there are folds.
@@ -147,11 +148,12 @@ def _words(image_id: str) -> str:
 
 
 def _sizeable(patients: _Patients, label: int) -> Sequence[str]:
-    """The series of a class that are large enough to be held out, sorted."""
+    """The series of a class that are large enough to be held out, the largest ``MOST_SERIES`` at most, sorted."""
     of_class = patients.label == label
     names, place = np.unique(patients.series[of_class], return_inverse=True)
     images = np.bincount(place, patients.images[of_class])
-    return [str(name) for name, share in zip(names, images / images.sum(), strict=True) if share >= LEAST_SERIES]
+    largest = np.argsort(-images, kind="stable")[:MOST_SERIES]
+    return sorted(str(names[place]) for place in largest if images[place] / images.sum() >= LEAST_SERIES)
 
 
 def _blocks(table: ImageTable, patients: _Patients, count: int) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from heads.metrics import probabilities
 from heads.operating_point import OperatingPoint
 from heads.paired import PairedTest, delong, holm, mcnemar
 from heads.rows import Row
-from heads.runs import KINDS, Kind, SplitLogits
+from heads.split_logits import KINDS, Kind, SplitLogits
 
 SIGNIFICANT = 0.05
 

@@ -16,9 +16,10 @@ from heads.config import HeadConfig
 from heads.feeding import adapted, clean_and_mean
 from heads.grids import StoreGrid
 from heads.held_out import FoldKind, HeldOut
-from heads.runs import SplitLogits
-from heads.samples import IntArray, Samples
+from heads.samples import Samples
+from heads.split_logits import SplitLogits
 from heads.train import EpochProgress, KeptGroups, fit
+from heads.windows import IntArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,25 +30,42 @@ class ShiftFold:
     fold: Fold
 
 
-def shift_folds(images: ImageTable, divided: Split, *, strict: bool = True) -> tuple[ShiftFold, ...]:
+def shift_folds(images: ImageTable, divided: Split, rule: str | None = None) -> tuple[ShiftFold, ...]:
     """Blocks of consecutive patients, and name series where a class has two, of the images of train and val.
+
+    Left out are folds without which train or val would lack a class: on splits that cut by name, whole series lie in
+    one of the two.
 
     Args:
         images: the image table.
         divided: its split.
-        strict: whether too few patients are an error; if not, there are no folds then.
+        rule: the rule of selection that asks for them, if one does; without one there may be none.
 
     Raises:
-        DataError: a class has too few patients.
+        DataError: what the rule asks for cannot be had.
     """
     rows = np.sort(np.concatenate([divided.train, divided.val]))
     try:
         blocks, series = block_folds(images, rows), series_folds(images, rows)
     except DataError:
-        if strict:
+        if rule is not None:
             raise
         return ()
-    return (*(ShiftFold(kind="blocks", fold=f) for f in blocks), *(ShiftFold(kind="series", fold=f) for f in series))
+    every = (*(ShiftFold(kind="blocks", fold=f) for f in blocks), *(ShiftFold(kind="series", fold=f) for f in series))
+    classes = len(np.unique(images.label[rows]))
+
+    def whole(part: IntArray) -> bool:
+        return len(np.unique(images.label[part])) == classes
+
+    usable = tuple(
+        one for one in every if all(whole(np.intersect1d(one.fold.rest, of)) for of in (divided.train, divided.val))
+    )
+    if rule is not None and not any(rule in ("worst", one.kind) for one in usable):
+        what = "series" if rule == "series" else "blocks"
+        raise DataError(
+            f"no {what} of patients can be held out so that train and val keep every class: choose by another --select"
+        )
+    return usable
 
 
 def seedless(configs: Sequence[HeadConfig]) -> list[HeadConfig]:

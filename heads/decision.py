@@ -14,8 +14,9 @@ from featcache.errors import RunError
 from heads.ensembles import ensemble_rows
 from heads.held_out import load_held_out
 from heads.rows import Row, held_out_scores, read_rows
-from heads.runs import KINDS, Kind, load_logits
-from heads.selection import OPERATING_RULES, Choices, select, settle
+from heads.runs import load_logits
+from heads.selection import FOLD_RULES, OPERATING_RULES, Choices, select, settle
+from heads.split_logits import KINDS, Kind
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,8 +68,17 @@ def decide(
     rows, notes = read_rows(dataset, run_ids, load)
     load_folds = functools.cache(load_held_out)
     rows = [replace(row, held_out=held_out_scores(row.members, load_folds)) for row in rows]
+    lacking = sum(not row.held_out for row in rows)
     if rule is None:
-        rule = "worst" if all(row.held_out for row in rows) else "views"
+        rule = "views" if lacking else "worst"
+        if 0 < lacking < len(rows):
+            notes.append(
+                f"selected by views, not worst: {lacking} of {len(rows)} rows were fitted without held-out folds"
+            )
+    elif rule in FOLD_RULES and lacking:
+        notes.append(
+            f"{lacking} of {len(rows)} rows were fitted without held-out folds and cannot be selected by {rule}"
+        )
     if ensembles:
         rows += ensemble_rows(rows, load, load_folds, rule)
     rules = tuple(dict.fromkeys((*OPERATING_RULES, *operating_rules)))

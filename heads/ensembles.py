@@ -12,8 +12,9 @@ import numpy as np
 from heads.metrics import cross_entropy, evaluate
 from heads.row_names import TRANSDUCTIVE
 from heads.rows import Ensemble, Load, LoadHeldOut, Member, Row, held_out_scores, logits_of
-from heads.runs import KINDS, HeadRecord, Kind
+from heads.runs import HeadRecord
 from heads.selection import FOLD_RULES, best_subset, scale_of_member, select
+from heads.split_logits import KINDS, Kind
 
 
 def ensemble_rows(rows: Sequence[Row], load: Load, load_held_out: LoadHeldOut, rule: str = "clean") -> list[Row]:

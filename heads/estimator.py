@@ -17,8 +17,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from heads.config import ClassWeights, HeadConfig
 from heads.metrics import probabilities
 from heads.model import BATCHNORM_EPSILON, CHUNK, HeadWeights
-from heads.samples import IntArray, Samples
+from heads.samples import Samples
 from heads.train import History, fit
+from heads.windows import IntArray
 
 
 class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types

@@ -27,16 +27,9 @@ from heads.held_out import FOLDS_NAME
 from heads.identity import images_sha256, provenance, run_id
 from heads.metrics import evaluate
 from heads.run_progress import RunProgress
-from heads.runs import (
-    FORMAT_VERSION,
-    RUNS_NAME,
-    HeadRecord,
-    Outcome,
-    RunRecord,
-    SplitLogits,
-    load_run,
-    save_run,
-)
+from heads.runs import FORMAT_VERSION, RUNS_NAME, HeadRecord, Outcome, RunRecord, load_run, save_run
+from heads.selection import FOLD_RULES
+from heads.split_logits import SplitLogits
 from heads.train import EpochProgress, KeptGroups, fit
 from heads.unfinished import UnfinishedRun
 
@@ -77,7 +70,7 @@ class Options(TypedDict, total=False):
     positive: str | None
     device: str
     memory: int | None
-    folds: bool | None
+    select: str | None
     adapt: bool
     on_progress: Callable[[int, int, str], None] | None
 
@@ -113,7 +106,7 @@ def run_grids(
     positive: str | None = None,
     device: str = "cpu",
     memory: int | None = None,
-    folds: bool | None = False,
+    select: str | None = "clean",
     adapt: bool = False,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Outcome:
@@ -133,8 +126,9 @@ def run_grids(
         device: a torch device.
         memory: bytes for the features of a store at most (``heads.streaming``): what is larger is read in shuffle
             windows, whose size is part of each head's configuration; None reads everything into memory.
-        folds: fit each configuration also without each of several folds of train and val (``heads.cross_fit``), for
-            the selection rules that ask how a head bears a shift; None does where there are patients and memory enough.
+        select: the rule that will select. For one of ``heads.selection.FOLD_RULES`` each configuration is fitted also
+            without each of several folds of train and val (``heads.cross_fit``), which copies the features; None does
+            so where there are patients enough and no limit to the memory.
         adapt: bring val, test and folds to the moments of train (``heads.feeding.adapted``): transductive.
         on_progress: told the epochs done of all heads, the epochs in all, and how it goes.
 
@@ -160,9 +154,10 @@ def run_grids(
     windows = [window_for(grid_, sizes, memory) for grid_ in grids]
     grids = [_windowed(grid_, window) for grid_, window in zip(grids, windows, strict=True)]
     streamed = any(window is not None for window in windows)
-    shifts = (
-        () if folds is False or (folds is None and streamed) else shift_folds(images, divided, strict=folds is True)
-    )
+    if select in FOLD_RULES:
+        shifts = shift_folds(images, divided, select)
+    else:
+        shifts = shift_folds(images, divided) if select is None and memory is None else ()
     if (shifts or adapt) and streamed:
         raise SettingsError(
             "folds are held out, and splits adapted, in memory: give more --memory, select by clean or views, or leave "

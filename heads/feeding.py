@@ -17,9 +17,10 @@ from featcache.store import FeatureStore
 from heads.grids import StoreGrid
 from heads.group import FittedHead, chunk_images
 from heads.model import logits
-from heads.samples import IntArray, Samples
+from heads.samples import Samples
 from heads.scaling import Scaling
 from heads.streaming import StoredSamples, window_of
+from heads.windows import IntArray
 
 
 def samples_of(

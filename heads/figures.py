@@ -15,7 +15,7 @@ from heads.calibration import brier, expected_calibration_error
 from heads.intervals import FigureIntervals, Interval, Resamples
 from heads.metrics import DecisionFigures, Metrics, cross_entropy, decide, probabilities
 from heads.operating_point import OperatingPoint
-from heads.runs import SplitLogits
+from heads.split_logits import SplitLogits
 
 FIGURES = ("accuracy", "loss", "auc", "sensitivity", "specificity", "f1")
 DECIDED = ("accuracy", "sensitivity", "specificity", "f1")

@@ -6,7 +6,6 @@ rest of val. Its logits of the fold lie in a run's ``folds.npz``; scores are los
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import RunError
 from heads.metrics import cross_entropy
-from heads.runs import SplitLogits, npz_bytes, read_logits
+from heads.split_logits import SplitLogits, damaged, logits_in, npz_bytes, read_arrays
 
 FOLDS_NAME = "folds.npz"
 
@@ -66,15 +64,14 @@ def load_held_out(folder: Path) -> HeldOut | None:
     path = folder / FOLDS_NAME
     if not path.exists():
         return None
-    split = read_logits(path)
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            fold, names, kinds = arrays["fold"], tuple(arrays["names"].tolist()), tuple(arrays["kinds"].tolist())
-    except (OSError, KeyError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}): delete {folder} and run 'cxr fit-head' again") from error
+    arrays = read_arrays(path)
+    split = logits_in(arrays, path)
+    if not {"fold", "names", "kinds"} <= arrays.keys():
+        raise damaged(path, "it lacks its folds")
+    fold, names, kinds = arrays["fold"], tuple(arrays["names"].tolist()), tuple(arrays["kinds"].tolist())
     whole = fold.shape == split.label.shape and fold.dtype == np.int64 and len(names) == len(kinds)
     if not whole or sorted(set(fold.tolist())) != list(range(len(names))) or not set(kinds) <= set(FOLD_KINDS):
-        raise RunError(f"{path} is damaged: its folds do not fit; delete {folder} and run 'cxr fit-head' again")
+        raise damaged(path, "its folds do not fit")
     return HeldOut(split=split, fold=fold, names=names, kinds=kinds)
 
 

@@ -20,8 +20,8 @@ from heads.intervals import Resamples
 from heads.metrics import evaluate
 from heads.row_names import TRANSDUCTIVE
 from heads.rows import Row
-from heads.runs import KINDS, Kind, SplitLogits
 from heads.sealed import open_test
+from heads.split_logits import KINDS, Kind, SplitLogits
 
 SUFFIX: dict[Kind, str] = {"clean": "", "view_mean": "_view_mean"}
 """How the keys of the JSON tell the kinds of logits apart."""

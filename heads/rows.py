@@ -11,11 +11,12 @@ import numpy as np
 
 from featcache.errors import OutdatedRunError, RunError
 from heads.config import HeadConfig
-from heads.held_out import HeldOut, pooled
+from heads.held_out import FOLDS_NAME, HeldOut, pooled
 from heads.metrics import Metrics
 from heads.row_names import row_names
-from heads.runs import KINDS, RUNS_NAME, HeadRecord, Kind, RunRecord, SplitLogits, load_run, run_folders
+from heads.runs import RUNS_NAME, HeadRecord, RunRecord, load_run, run_folders
 from heads.selection import Candidate, Choices, best_seed
+from heads.split_logits import KINDS, Kind, SplitLogits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +157,8 @@ def held_out_scores(members: Sequence[Member], load: LoadHeldOut) -> dict[str, f
 def read_rows(dataset: Path, run_ids: Sequence[str], load: Load) -> tuple[list[Row], list[str]]:
     """Read the runs of a data set and fold them into rows; runs of an older format are noted and passed over.
 
-    Where several runs hold a configuration, the one of the most seeds counts, and the newest of equals; on other
-    images, the newest.
+    Where several runs hold a configuration, the one of the most seeds counts, of equals one with held-out folds, and of
+    these the newest; on other images, the newest.
 
     Args:
         dataset: ``cache/<dataset>``.
@@ -172,13 +173,17 @@ def read_rows(dataset: Path, run_ids: Sequence[str], load: Load) -> tuple[list[R
     """
     runs, notes = _read_runs(dataset, run_ids)
     kept: dict[tuple[Any, ...], tuple[RunRecord, Path, list[int]]] = {}
+
+    def told(folder: Path, heads: Sequence[int]) -> tuple[int, bool]:
+        return len(heads), (folder / FOLDS_NAME).exists()
+
     for run, folder in runs:
         grouped: dict[tuple[Any, ...], list[int]] = {}
         for head, record in enumerate(run.heads):
             grouped.setdefault(_key(run, record), []).append(head)
         for key, heads in grouped.items():
             older = kept.get(key)
-            if older is None or run.images_sha256 != older[0].images_sha256 or len(heads) >= len(older[2]):
+            if older is None or run.images_sha256 != older[0].images_sha256 or told(folder, heads) >= told(*older[1:]):
                 kept[key] = run, folder, heads
     rows = [_row(*one, load) for one in kept.values()]
     rows.sort(key=lambda row: (*row.split, row.records[0].backbone, row.records[0].fingerprint))

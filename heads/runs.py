@@ -7,15 +7,11 @@ figures are computed from them once all is chosen (docs/adr/0006-sealed-test.md)
 
 from __future__ import annotations
 
-import io
 import shutil
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +23,11 @@ from featcache.splits import SplitRule
 from heads.config import HeadConfig
 from heads.early_stopping import History
 from heads.metrics import Metrics
+from heads.split_logits import SplitLogits, npz_bytes, read_logits
 
 FORMAT_VERSION = 2
 RUNS_NAME = "runs"
 VAL_NAME = "val.npz"
-
-Kind = Literal["clean", "view_mean"]
-KINDS: tuple[Kind, ...] = ("clean", "view_mean")
-"""Logits of the clean view, and their mean over the views."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,34 +126,6 @@ class Outcome:
         return f"{len(self.record.heads)} heads {how} on {n['train']} train and {n['val']} val images, in {self.folder}"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SplitLogits:
-    """What the heads of a run say of one split.
-
-    Attributes:
-        logits: [heads, n, K] float32, of the clean view.
-        logits_view_mean: [heads, n, K] float32, the mean over the views.
-        label: [n] int64.
-        image_id: [n].
-        patient_id: [n]; intervals must count patients, not their films.
-    """
-
-    logits: NDArray[np.float32]
-    logits_view_mean: NDArray[np.float32]
-    label: NDArray[np.int64]
-    image_id: tuple[str, ...]
-    patient_id: tuple[str, ...]
-
-    @cached_property
-    def patient(self) -> NDArray[np.intp]:
-        """The number of each image's patient, [n], in the order of their names."""
-        return np.unique(np.array(self.patient_id), return_inverse=True)[1]
-
-    def of(self, kind: Kind) -> NDArray[np.float32]:
-        """The logits of a kind, [heads, n, K]."""
-        return self.logits if kind == "clean" else self.logits_view_mean
-
-
 _RECORD = TypeAdapter(RunRecord)
 
 
@@ -223,7 +188,9 @@ def load_run(folder: Path) -> RunRecord:
         data = path.read_bytes()
         found = _VERSION.validate_json(data).format_version
         if found != FORMAT_VERSION:
-            raise OutdatedRunError(f"{path} has format {found}, this cxr reads {FORMAT_VERSION}: fit again")
+            raise OutdatedRunError(
+                f"{path} has format {found}, this cxr reads {FORMAT_VERSION}: delete {folder} and fit again"
+            )
         record = _RECORD.validate_json(data)
     except FileNotFoundError as error:
         raise RunError(f"no run in {folder}: 'cxr fit-head' makes one") from error
@@ -243,49 +210,7 @@ def load_logits(folder: Path) -> SplitLogits:
     return read_logits(folder / VAL_NAME)
 
 
-def read_logits(path: Path) -> SplitLogits:
-    """Read and check one file of logits.
-
-    Raises:
-        RunError: the file is missing or damaged.
-    """
-    folder = path.parent
-    try:
-        # From memory: numpy leaves a file open that turns out to be no zip.
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            loaded = SplitLogits(
-                logits=arrays["logits"],
-                logits_view_mean=arrays["logits_view_mean"],
-                label=arrays["label"],
-                image_id=tuple(arrays["image_id"].tolist()),
-                patient_id=tuple(arrays["patient_id"].tolist()),
-            )
-    except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunError(f"{path} is damaged ({error}): delete {folder} and run 'cxr fit-head' again") from error
-    n = len(loaded.label)
-    shape = loaded.logits.shape
-    fits = len(shape) == 3 and shape[1] == n and loaded.logits_view_mean.shape == shape
-    if not fits or {len(loaded.image_id), len(loaded.patient_id)} != {n}:
-        raise RunError(f"{path} is damaged: its arrays differ in length; delete {folder} and run 'cxr fit-head' again")
-    return loaded
-
-
 def run_folders(dataset: Path) -> list[Path]:
     """Folders of the runs of a data set, sorted by name."""
     folder = dataset / RUNS_NAME
     return sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
-
-
-def npz_bytes(split: SplitLogits, more: Mapping[str, NDArray[Any]] | None = None) -> bytes:
-    """A file of logits, and of further arrays that go with them."""
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {
-        **(more or {}),
-        "logits": split.logits,
-        "logits_view_mean": split.logits_view_mean,
-        "label": split.label,
-        "image_id": np.array(split.image_id, np.str_),
-        "patient_id": np.array(split.patient_id, np.str_),
-    }
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()

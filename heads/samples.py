@@ -14,9 +14,7 @@ from torch import Tensor
 from featcache.errors import RunError
 from featcache.parts import FeatureArray
 from heads.config import ClassWeights, HeadConfig
-from heads.windows import epoch_windows, images_of
-
-IntArray = NDArray[np.int64]
+from heads.windows import IntArray, epoch_windows, images_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from heads.decision import Decision
 from heads.rows import logits_of
-from heads.runs import SplitLogits, read_logits
+from heads.split_logits import SplitLogits, read_logits
 
 
 def open_test(decision: Decision) -> tuple[SplitLogits, ...]:

@@ -23,8 +23,8 @@ from featcache.parts import FeatureArray
 from featcache.reading import FeatureReader
 from heads.config import BLOCK_IMAGES
 from heads.group import chunk_images
-from heads.samples import IntArray, Window
-from heads.windows import epoch_windows, images_of
+from heads.samples import Window
+from heads.windows import IntArray, epoch_windows, images_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

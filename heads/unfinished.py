@@ -121,7 +121,8 @@ class GroupFiles:
     def load(self, configs: Sequence[HeadConfig]) -> list[FittedHead] | None:
         """Return the group of exactly these heads; None where it is not there, or damaged."""
         heads = _read(self._path(configs), configs)
-        self._run.heads += len(heads or ())
+        if len(self._features) == 2:  # Heads fitted without a fold are none of the run's.
+            self._run.heads += len(heads or ())
         return heads
 
     def keep(self, heads: Sequence[FittedHead]) -> None:

@@ -20,7 +20,8 @@ from featcache.store import FeatureStore, open_store
 from heads.config import HeadConfig
 from heads.early_stopping import History
 from heads.metrics import Confusion, Metrics, evaluate
-from heads.runs import FORMAT_VERSION, HeadRecord, RunRecord, SplitLogits, save_run
+from heads.runs import FORMAT_VERSION, HeadRecord, RunRecord, save_run
+from heads.split_logits import SplitLogits
 
 COUNTS = {"train": (20, 40), "val": (4, 4), "test": (12, 18)}
 """Images a class in each folder; ``paper`` and ``patient`` make 48 train, 12 val and 30 test images of them."""

@@ -508,7 +508,7 @@ def test_a_run_of_an_older_format_is_told_and_left_out(work: Path) -> None:
     (old,) = (work / "cache" / "films" / "runs").iterdir()
     text = (old / "run.json").read_text()
     (old / "run.json").write_text(text.replace('"format_version": 2', '"format_version": 1'))
-    assert "has format 1, this cxr reads 2: fit again" in cxr("report", cwd=work).error
+    assert "has format 1, this cxr reads 2: delete " in cxr("report", cwd=work).error
     done("fit-head", "--l2", "0.5", cwd=work)
     result = done("report", cwd=work)
     assert f"left out: cache/films/runs/{old.name}/run.json has format 1" in " ".join(result.out.split())

@@ -16,9 +16,10 @@ from featcache.errors import OutdatedRunError, RunError
 from heads.config import HeadConfig
 from heads.decision import Decision, decide
 from heads.report import build_report
-from heads.runs import KINDS, load_logits
+from heads.runs import load_logits
 from heads.sealed import open_test
 from heads.selection import OPERATING_RULES, settle
+from heads.split_logits import KINDS
 
 BASE = HeadConfig()
 SEEDS = [replace(BASE, l2=l2, seed=seed) for l2 in (0.0, 0.1) for seed in range(2)]
@@ -132,7 +133,8 @@ def test_a_run_of_an_older_format_is_told_and_the_others_go_on(tmp_path: Path) -
     assert [row.run.run_id for row in decision.rows] == ["new"]
     (note,) = decision.notes
     assert note.startswith("left out: ")
-    assert note.endswith("old/run.json has format 1, this cxr reads 2: fit again")
+    assert "old/run.json has format 1, this cxr reads 2: delete " in note
+    assert note.endswith("old and fit again")
     assert note in build_report(tmp_path).warnings
     with pytest.raises(OutdatedRunError, match="fit again"):
         decide(tmp_path, ["old"])

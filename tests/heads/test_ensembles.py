@@ -15,9 +15,9 @@ from heads.decision import decide
 from heads.metrics import evaluate
 from heads.report import build_report
 from heads.rows import Member, Row, logits_of
-from heads.runs import KINDS, SplitLogits
 from heads.sealed import open_test
 from heads.selection import scale_of_member
+from heads.split_logits import KINDS, SplitLogits
 
 BASE = HeadConfig()
 CONFIGS = [replace(BASE, l2=l2, seed=seed) for l2 in (0.0, 0.1) for seed in range(3)]

@@ -29,7 +29,8 @@ from heads.grids import configs_of
 from heads.metrics import Metrics, probabilities
 from heads.model import HeadWeights, logits
 from heads.report import build_report
-from heads.runs import Outcome, SplitLogits, load_logits, load_run, read_logits
+from heads.runs import Outcome, load_logits, load_run
+from heads.split_logits import SplitLogits, read_logits
 
 LINEAR = HeadConfig(hidden=0, lr=0.05, epochs=4, patience=4, batch_size=24)
 CONFIGS = (LINEAR, replace(LINEAR, hidden=4, l2=1e-2), replace(LINEAR, hidden=4, l2=1e-2, seed=1))

@@ -40,7 +40,7 @@ def two_series() -> ImageTable:
 @pytest.fixture
 def outcome(tmp_path: Path) -> Outcome:
     store = write_store(tmp_path / "films", two_series())
-    return run_experiment([store], tmp_path / "films", CONFIGS, folds=True)
+    return run_experiment([store], tmp_path / "films", CONFIGS, select="worst")
 
 
 def test_logits_of_a_fold_are_those_of_a_head_fitted_without_it(outcome: Outcome, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_rule_of_folds_selects_the_row_of_the_lowest_score(rule: str, outcome:
 def test_an_ensembles_scores_are_of_the_mean_of_its_members_logits(tmp_path: Path) -> None:
     table = two_series()
     stores = [write_store(tmp_path, table, name, seed=seed) for seed, name in enumerate(("one", "two"))]
-    outcome = run_experiment(stores, tmp_path, [LINEAR], folds=True)
+    outcome = run_experiment(stores, tmp_path, [LINEAR], select="worst")
     held = load_held_out(outcome.folder)
     assert held is not None
     (row,) = [row for row in decide(tmp_path, rule="worst", ensembles=True).rows if row.ensemble]
@@ -138,7 +138,7 @@ def test_a_run_without_folds_is_another_run_and_has_no_such_scores(outcome: Outc
 def test_progress_counts_the_folds_fits_too(tmp_path: Path) -> None:
     store = write_store(tmp_path, two_series())
     told: list[tuple[int, int, str]] = []
-    run_experiment([store], tmp_path, CONFIGS, folds=True, on_progress=lambda *now: told.append(now))
+    run_experiment([store], tmp_path, CONFIGS, select="worst", on_progress=lambda *now: told.append(now))
     # Three heads of four epochs, and two configurations without each of seven folds.
     assert told[-1][:2] == (4 * (3 + 2 * 7),) * 2
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
@@ -148,26 +148,26 @@ def test_progress_counts_the_folds_fits_too(tmp_path: Path) -> None:
 def test_folds_want_patients_and_memory(tmp_path: Path) -> None:
     few = write_store(tmp_path / "few", images({"train": (4, 12), "test": (3, 3)}))
     with pytest.raises(DataError, match="NORMAL has 4 patients in train and val, too few for 5 held-out folds"):
-        run_experiment([few], tmp_path / "few", [LINEAR], folds=True)
+        run_experiment([few], tmp_path / "few", [LINEAR], select="worst")
     many = write_store(tmp_path / "many", images({"train": (2000, 2000), "test": (3, 3)}))
     with pytest.raises(SettingsError, match="give more --memory"):
-        run_experiment([many], tmp_path / "many", [LINEAR], folds=True, memory=50_000)
+        run_experiment([many], tmp_path / "many", [LINEAR], select="worst", memory=50_000)
 
 
 def test_folds_are_held_out_where_they_can_be_if_nothing_is_said(tmp_path: Path) -> None:
     held_out = {
-        "enough": run_experiment([write_store(tmp_path / "a", two_series())], tmp_path / "a", [LINEAR], folds=None),
+        "enough": run_experiment([write_store(tmp_path / "a", two_series())], tmp_path / "a", [LINEAR], select=None),
         "few patients": run_experiment(
             [write_store(tmp_path / "b", images({"train": (4, 12), "test": (3, 3)}))],
             tmp_path / "b",
             [LINEAR],
-            folds=None,
+            select=None,
         ),
         "little memory": run_experiment(
             [write_store(tmp_path / "c", images({"train": (2000, 2000), "test": (3, 3)}))],
             tmp_path / "c",
             [LINEAR],
-            folds=None,
+            select=None,
             memory=50_000,
         ),
     }

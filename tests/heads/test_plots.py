@@ -20,7 +20,8 @@ from heads.config import HeadConfig
 from heads.metrics import evaluate
 from heads.plots import confusion, learning_curves, roc, write_figures
 from heads.report import ReportRow, build_report
-from heads.runs import SplitLogits, save_run
+from heads.runs import save_run
+from heads.split_logits import SplitLogits
 
 NAMES = ["confusion-matrix", "learning-curves", "roc"]
 

@@ -18,7 +18,8 @@ from synthetic import head, metrics, run, saved, split_logits
 
 from featcache.errors import OutdatedRunError, RunError
 from heads.config import HeadConfig
-from heads.runs import RunRecord, SplitLogits, load_logits, load_run, read_logits, run_folders, save_run
+from heads.runs import RunRecord, load_logits, load_run, run_folders, save_run
+from heads.split_logits import SplitLogits, read_logits
 
 FIGURES = st.floats(0, 1e6)
 
@@ -147,7 +148,7 @@ def test_a_record_that_is_no_json_object_is_refused_by_file_and_remedy(content: 
 
 def test_a_run_of_another_format_is_refused_by_both_versions(tmp_path: Path) -> None:
     folder = saved(tmp_path, run(head(), format_version=1))
-    with pytest.raises(OutdatedRunError, match=r"run\.json has format 1, this cxr reads 2: fit again"):
+    with pytest.raises(OutdatedRunError, match=r"run\.json has format 1, this cxr reads 2: delete .* and fit again"):
         load_run(folder)
     held = json.loads((folder / "run.json").read_text())
     del held["heads"]  # Whatever else an older format holds or lacks.

@@ -21,8 +21,8 @@ from heads.experiment import run_experiment
 from heads.feeding import clean_and_mean, samples_of, window_for
 from heads.grids import StoreGrid
 from heads.group import chunk_images
-from heads.runs import read_logits
 from heads.samples import Samples
+from heads.split_logits import read_logits
 from heads.streaming import StoredSamples, StreamedRows, window_of
 from heads.train import FittedHead, fit
 from heads.windows import epoch_windows, images_of

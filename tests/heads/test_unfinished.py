@@ -24,7 +24,8 @@ from heads.early_stopping import EarlyStopping
 from heads.experiment import run_grids
 from heads.grids import StoreGrid
 from heads.group import FittedHead
-from heads.runs import Outcome, read_logits, run_folders
+from heads.runs import Outcome, run_folders
+from heads.split_logits import read_logits
 from heads.train import EpochProgress, Samples, fit
 from heads.unfinished import UNFINISHED_NAME, UnfinishedRun
 
