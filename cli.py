@@ -394,6 +394,44 @@ def report(
                 _note(f"wrote {path}")
 
 
+@app.command()
+def explain(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files.")],
+    folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where pictures and maps go.")],
+    run: Annotated[str | None, typer.Option("--run", help="The run (default: the newest).")] = None,
+    head: Annotated[int | None, typer.Option("--head", min=0, help="Its head (default: as val selects).")] = None,
+    of_class: Annotated[
+        str | None, typer.Option("--class", help="Evidence for it (default: the positive one).")
+    ] = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="The backbone's, where they were a file.")] = None,
+    device: Device = None,
+    data: Data = None,
+    table: TableFile = None,
+    cache: Cache = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Show which places of a film speak for a class, and which against: an exact share of the head's logit each."""
+    settings = load_settings({"data": data, "table": table, "cache": cache, "device": device}, config)
+    from featcache.images import positive_class
+    from featcache.workspace import compute_of, dataset_folder, stored_weights
+    from heads.saved_heads import choose_head, store_of
+
+    dataset = dataset_folder(settings)
+    chosen = choose_head(dataset, run, head)
+    explained_class = positive_class(chosen.run.classes, of_class) if of_class else chosen.run.positive
+    store = store_of(dataset, chosen)
+    from featcache.maps import FilmMapper  # Not before: what can be wrong above is said without loading torch.
+    from featcache.reproduction import load_backbone_of
+    from heads.explain import explain_films
+
+    mapper = FilmMapper(store, load_backbone_of(store, stored_weights(settings, store, weights)), compute_of(settings))
+    with _bar("explaining") as tell:
+        explained = explain_films(images, chosen, mapper, explained_class, folder, root=settings.data, on_film=tell)
+    _note_quarantined(explained.unreadable, "not read")
+    _show(as_json, explained.to_json(), explained.in_words())
+
+
 @cache_app.command("list")
 def cache_list(data: Data = None, cache: Cache = None, config: Config = None, as_json: Json = False) -> None:
     """The stores in the cache."""

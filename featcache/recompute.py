@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.backbones import Backbone
-from featcache.errors import BackboneError, StoreError
+from featcache.errors import StoreError
 from featcache.forward import compile_forward
 from featcache.loading import Rendering, Wanted, load_ahead
 from featcache.making import geometry_of
 from featcache.parts import stored_as
-from featcache.planning import spec_of
+from featcache.reproduction import compute_as_stored
 from featcache.runtime import Compute, choose_batch_size, choose_device
 from featcache.store import FeatureStore
 
@@ -79,21 +79,7 @@ def recompute(
         BackboneError: the backbone, or the decoder here, is not that of the spec, or it does not run here.
         StoreError: a part is damaged.
     """
-    spec, compute = store.spec, compute or Compute()
-    if spec.runtime == "openvino" and compute.device == "auto":
-        compute = dataclasses.replace(compute, device="cpu")
-    compute = dataclasses.replace(compute, runtime=spec.runtime, precision=spec.precision)
-    here = spec_of(backbone, recipe_seed=spec.recipe_seed, compute=compute)
-    if here.decoder != spec.decoder:
-        raise BackboneError(
-            f"{store.path} was made with another decoder ({spec.differences(here)}): it can be read and verified, and "
-            "computed again only by the cxr and the packages that its parts name"
-        )
-    if here != spec:
-        raise BackboneError(
-            f"{store.path} cannot be computed again with this {backbone.name} ({spec.differences(here)}): name the "
-            f"weights that made it with --backbone {spec.backbone} --weights FILE"
-        )
+    spec, compute = store.spec, compute_as_stored(store, backbone, compute)
     rows = _chosen(store, count, seed)
     device = choose_device(compute.device)
     batch_size = choose_batch_size(compute.batch_size, device)

@@ -161,6 +161,20 @@ def store_folders(dataset: Path) -> list[Path]:
     return sorted(path.parent for path in dataset.glob(f"*/{PARTS_NAME}") if path.is_dir())
 
 
+def names_of(folder: Path) -> tuple[str, str, str]:
+    """What a store may be called: its folder, its backbone, and the backbone without its options."""
+    backbone = backbone_of(folder)
+    return folder.name, backbone, backbone.partition("@")[0]
+
+
+def backbone_of(folder: Path) -> str:
+    """The backbone's name of a store's folder, without opening parts."""
+    try:
+        return open_store(folder).spec.backbone
+    except StoreError:
+        return folder.name.rpartition("-")[0]
+
+
 def dataset_folders(cache: Path, dataset: str | None = None) -> list[Path]:
     """Folders of all data sets below ``cache``, sorted, or of the one named.
 

@@ -17,7 +17,7 @@ from featcache.images import ImageTable, discover, read_csv, strings
 from featcache.index import INDEX_NAME, PARTS_NAME
 from featcache.settings import Settings, usable_cores, weights_of
 from featcache.sharing import Share, parse_share, share_from_environment
-from featcache.store import FeatureStore, open_store, store_folders
+from featcache.store import FeatureStore, backbone_of, names_of, open_store, store_folders
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -136,17 +136,16 @@ def recompute_stores(
     Raises:
         CxrError: no data set or no store, or a part is damaged.
     """
-    from featcache.backbones import load_backbone
     from featcache.recompute import Recomputed, recompute
+    from featcache.reproduction import load_backbone_of
 
     given = dict(zip(settings.backbone, weights_of(settings), strict=True)) if backbones else {}
     found = []
     for number, store in enumerate(stores := open_stores(settings, backbones)):
-        weights = next((given[name] for name in _names_of(store.path) if name in given), "pretrained")
-        file = None if weights == "pretrained" else weights
+        weights = next((given[name] for name in names_of(store.path) if name in given), "pretrained")
         tell = functools.partial(_tell_of_rows, on_row, number, len(stores))
         try:
-            backbone = load_backbone(store.spec.backbone, file, store.spec.image_size)
+            backbone = load_backbone_of(store, weights)
             again = recompute(store, data_root(settings), backbone, count, compute=compute_of(settings), on_row=tell)
         except BackboneError as error:
             # The other stores are looked at all the same.
@@ -159,6 +158,21 @@ def recompute_stores(
 
 def _tell_of_rows(on_row: Callable[[int, int], None], stores_done: int, stores: int, done: int, total: int) -> None:
     on_row(stores_done * total + done, stores * total)
+
+
+def stored_weights(settings: Settings, store: FeatureStore, given: str | None = None) -> str:
+    """The weights to look for a store's backbone in: those given, else those that the settings pair with its name.
+
+    Returns:
+        A file, ``random`` or ``pretrained``.
+
+    Raises:
+        SettingsError: another number of weights than of backbones.
+    """
+    if given is not None or not settings.weights:
+        return given or "pretrained"
+    pairs = dict(zip(settings.backbone, weights_of(settings), strict=True))
+    return next((pairs[name] for name in names_of(store.path) if name in pairs), "pretrained")
 
 
 def compute_of(settings: Settings) -> Compute:
@@ -249,9 +263,9 @@ def open_stores(settings: Settings, backbones: Sequence[str] = ()) -> list[Featu
         return [open_store(folder) for folder in finished or folders]
     stores: dict[Path, FeatureStore] = {}
     for name in backbones:
-        matching = [folder for folder in folders if name in _names_of(folder)]
+        matching = [folder for folder in folders if name in names_of(folder)]
         if not matching:
-            known = sorted({_backbone_of(folder) for folder in folders})
+            known = sorted({backbone_of(folder) for folder in folders})
             raise StoreError(
                 f"no features of {name!r} in {dataset}{nearest(name, known, 1)}; run 'cxr extract --backbone {name}' "
                 f"first (there are: {', '.join(known)})"
@@ -277,17 +291,3 @@ def present_table(settings: Settings, stores: Sequence[FeatureStore]) -> tuple[I
     }
     table = scanned.table.take(np.array([name not in known for name in scanned.table.image_id], bool))
     return table, f"{len(known)} unreadable images are left out; 'cxr data check' lists them" if known else ""
-
-
-def _names_of(folder: Path) -> tuple[str, str, str]:
-    """What a store may be called: its folder, its backbone, and the backbone without its options."""
-    backbone = _backbone_of(folder)
-    return folder.name, backbone, backbone.partition("@")[0]
-
-
-def _backbone_of(folder: Path) -> str:
-    """The backbone's name of a store's folder, without opening parts."""
-    try:
-        return open_store(folder).spec.backbone
-    except StoreError:
-        return folder.name.rpartition("-")[0]
