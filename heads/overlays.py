@@ -91,9 +91,8 @@ def colours() -> ListedColormap:
     """From ``AGAINST`` through clear to ``FOR``; what is NaN stays clear."""
     strength = np.linspace(-1, 1, 255)[:, None]
     rgb = np.where(strength < 0, AGAINST, FOR)
-    table = ListedColormap(np.concatenate([rgb, MOST_OPAQUE * np.abs(strength)], axis=1))
-    table.set_bad((0, 0, 0, 0))
-    return table
+    # What is NaN matplotlib leaves clear by itself.
+    return ListedColormap(np.concatenate([rgb, MOST_OPAQUE * np.abs(strength)], axis=1))
 
 
 def _frame(axes: Axes, window: Window) -> None:
