@@ -61,7 +61,7 @@ class FilmMapper:
     """
 
     def __init__(self, store: FeatureStore, backbone: Backbone, compute: Compute | None = None) -> None:
-        compute = compute_as_stored(store, backbone, compute)
+        compute = compute_as_stored(store, backbone, compute, way_out="--weights FILE")
         assert isinstance(backbone.network, PooledNetwork), type(backbone.network)
         _require_map(backbone, backbone.network)
         self.spec = store.spec

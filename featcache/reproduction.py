@@ -24,8 +24,16 @@ def load_backbone_of(store: FeatureStore, weights: str = "pretrained") -> Backbo
     return load_backbone(store.spec.backbone, None if weights == "pretrained" else weights, store.spec.image_size)
 
 
-def compute_as_stored(store: FeatureStore, backbone: Backbone, compute: Compute | None = None) -> Compute:
+def compute_as_stored(
+    store: FeatureStore, backbone: Backbone, compute: Compute | None = None, *, way_out: str | None = None
+) -> Compute:
     """How to compute what the store holds: device and threads as given, runtime and precision as in its spec.
+
+    Args:
+        store: the store.
+        backbone: what is to compute.
+        compute: device and threads.
+        way_out: the flags that name other weights; None where the command takes several backbones.
 
     Raises:
         BackboneError: the backbone, or the decoder here, is not that of the spec.
@@ -43,6 +51,6 @@ def compute_as_stored(store: FeatureStore, backbone: Backbone, compute: Compute 
     if here != spec:
         raise BackboneError(
             f"{store.path} cannot be computed again with this {backbone.name} ({spec.differences(here)}): name the "
-            f"weights that made it with --weights FILE (where several stores are meant with --backbone {spec.backbone})"
+            f"weights that made it with {way_out or f'--backbone {spec.backbone} --weights FILE'}"
         )
     return compute
