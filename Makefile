@@ -4,7 +4,7 @@ BIN := .venv/bin
 PHANTOMS := cache/demo/phantoms
 DATA ?= $(PHANTOMS)
 
-.PHONY: demo test faults check format bench-extract bench-scale clean
+.PHONY: demo test faults check format bench-extract bench-scale bench-loading bench-heads bench-statistics clean
 
 demo: .venv/installed  ## the whole main job, on synthetic phantoms or on DATA=/path/to/chest_xray
 ifeq ($(DATA),$(PHANTOMS))
@@ -36,6 +36,15 @@ bench-extract: .venv/installed  ## extraction against the machine's limit and ag
 
 bench-scale: .venv/installed  ## a million images: planning, opening, reading; writes its section of docs/benchmarks.md
 	$(BIN)/python -m bench.scale --write
+
+bench-loading: .venv/installed  ## loading a store, and training from one that exceeds memory; writes docs/benchmarks.md
+	$(BIN)/python -m bench.loading --write
+
+bench-heads: .venv/installed  ## heads against the machine's matrix products, the usual loops and scikit-learn
+	$(BIN)/python -m bench.heads
+
+bench-statistics: .venv/installed  ## intervals against peers, and a report of 200 rows; writes its section
+	$(BIN)/python -m bench.statistics --write
 
 clean:  ## remove the environment and the demo's images; feature stores and runs stay
 	rm -rf .venv $(PHANTOMS)

@@ -25,10 +25,11 @@ from rich.table import Table
 from rich.text import Text
 
 from featcache.errors import CxrError, SettingsError, UsageError, nearest
-from featcache.settings import CONFIG_NAME, example_toml, load_settings
+from featcache.settings import CONFIG_NAME, Settings, example_toml, load_settings
 
 if TYPE_CHECKING:
     from featcache.check import Quarantined
+    from heads.grids import StoreGrid
 
 app = typer.Typer(
     name="cxr",
@@ -42,7 +43,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
 
 INTERRUPTED = 130
-KEPT = "cxr: interrupted; finished parts and runs are kept, the same command again goes on from there"
+KEPT = "cxr: interrupted; finished parts, heads and runs are kept, the same command again goes on from there"
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 Data = Annotated[Path | None, typer.Option("--data", help="The data set's folder.", show_default=False)]
@@ -54,6 +55,11 @@ Backbones = Annotated[list[str] | None, typer.Option("--backbone", "-b", help="F
 Weights = Annotated[list[str] | None, typer.Option("--weights", help="A file, random or pretrained, one a backbone.")]
 Views = Annotated[int | None, typer.Option("--views", help="Views an image, the clean one included.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+L2 = Annotated[list[float] | None, typer.Option(help="L2 penalty of the Dense kernel; repeat for several.")]
+Seeds = Annotated[int | None, typer.Option(help="Heads a configuration.")]
+SplitName = Annotated[str | None, typer.Option(help="patient, paper or folders.")]
+Select = Annotated[str | None, typer.Option(help="Select by clean, views, or held-out blocks, series, worst.")]
+SplitSeed = Annotated[int | None, typer.Option(help="Seed of the patient split.")]
 Positive = Annotated[str | None, typer.Option("--positive", help="The positive class (default: the second).")]
 
 
@@ -233,25 +239,13 @@ def extract(
     A backbone is a timm name (resnet50), torchvision:NAME, or your own module.path:callable; options of timm's follow
     an @, as in mobilenetv2_100@pad_type=same.
     """
-    flags: dict[str, Any] = {
-        "backbone": backbone,
-        "weights": weights,
-        "data": data,
-        "table": table,
-        "cache": cache,
-        "views": views,
-    }
-    flags |= {"image_size": image_size, "extract_batch_size": batch_size, "device": device, "runtime": runtime}
+    flags: dict[str, Any] = {"backbone": backbone, "weights": weights, "data": data, "table": table, "cache": cache}
+    flags |= {"views": views, "image_size": image_size, "extract_batch_size": batch_size, "device": device}
     if devices and (device or engine == "ray"):
         raise UsageError("--devices goes with neither --device nor --engine ray: say where once")
-    flags |= {
-        "devices": ",".join(devices) if devices else None,
-        "worker": worker,
-        "engine": engine,
-        "ray_gpus": ray_gpus,
-        "threads": threads,
-    }
-    settings = load_settings({**flags, "precision": precision, "strict": strict}, config)
+    flags |= {"devices": ",".join(devices) if devices else None, "worker": worker, "engine": engine}
+    flags |= {"ray_gpus": ray_gpus, "threads": threads, "runtime": runtime, "precision": precision, "strict": strict}
+    settings = load_settings(flags, config)
     if dry_run and settings.engine == "ray":
         raise UsageError("--dry-run tries the speed of this machine, not of a cluster: say --engine local")
     from featcache import workspace
@@ -291,19 +285,27 @@ def extract(
 @app.command("fit-head")
 def fit_head(
     backbone: Backbones = None,
-    l2: Annotated[list[float] | None, typer.Option(help="L2 penalty of the Dense kernel; repeat for several.")] = None,
+    l2: L2 = None,
     lr: Annotated[list[float] | None, typer.Option("--lr", "--learning-rate", help="Adam's step.")] = None,
     hidden: Annotated[list[int] | None, typer.Option(help="Hidden units; 0 is a linear head.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Heads a configuration.")] = None,
-    split: Annotated[str | None, typer.Option(help="patient, paper or folders.")] = None,
-    split_seed: Annotated[int | None, typer.Option(help="Seed of the patient split.")] = None,
+    seeds: Seeds = None,
+    split: SplitName = None,
+    split_seed: SplitSeed = None,
+    select: Select = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs at most.")] = None,
     patience: Annotated[int | None, typer.Option(help="Epochs without improvement before a head stops.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Features a training step.")] = None,
     class_weights: Annotated[str | None, typer.Option(help="balanced or none.")] = None,
     view_policy: Annotated[str | None, typer.Option(help="random or clean.")] = None,
+    standardise: Annotated[
+        bool | None, typer.Option("--standardise/--no-standardise", help="Standardise features by the train split.")
+    ] = None,
+    head_precision: Annotated[str | None, typer.Option(help="float32, or bfloat16 where it is fast.")] = None,
     views: Views = None,
     positive: Positive = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="For features at most, as 512MiB or 2GB; the rest stays on disk.")
+    ] = None,
     device: Device = None,
     data: Data = None,
     table: TableFile = None,
@@ -311,42 +313,89 @@ def fit_head(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Fit heads on cached features: every value of every flag, on every store, trained together."""
-    flags: dict[str, Any] = {
-        "l2": l2,
-        "learning_rate": lr,
-        "hidden": hidden,
-        "seeds": seeds,
-        "split": split,
-        "split_seed": split_seed,
-    }
-    flags |= {"epochs": epochs, "patience": patience, "batch_size": batch_size, "class_weights": class_weights}
-    flags |= {"view_policy": view_policy, "views": views, "positive": positive, "data": data, "table": table}
-    settings = load_settings({**flags, "cache": cache, "device": device}, config)
-    from featcache.runtime import choose_device
-    from featcache.workspace import dataset_folder, open_stores, present_table
-    from heads.experiment import configs_of, run_experiment
-    from heads.report import build_report
+    """Fit heads on cached features: every value of every flag, on every store, trained together.
 
-    stores = open_stores(settings, backbone or ())
-    images, note = present_table(settings, stores)
+    A backbone may be several joined by +, as in resnet50+vgg19: heads on the features of both.
+    """
+    flags: dict[str, Any] = {"l2": l2, "learning_rate": lr, "hidden": hidden, "seeds": seeds, "split": split}
+    flags |= {"split_seed": split_seed, "device": device, "cache": cache, "data": data, "table": table}
+    flags |= {"epochs": epochs, "patience": patience, "batch_size": batch_size, "class_weights": class_weights}
+    flags |= {"view_policy": view_policy, "standardise": standardise, "head_precision": head_precision}
+    flags |= {"views": views, "positive": positive, "memory": memory, "select": select}
+    settings = load_settings(flags, config)
+    from featcache.workspace import open_sources
+    from heads.experiment import configs_of
+    from heads.grids import StoreGrid
+
+    configs, count = configs_of(settings), settings.views if "views" in settings.model_fields_set else None
+    _fit(settings, [StoreGrid.of(store, configs, count) for store in open_sources(settings, backbone or ())], as_json)
+
+
+@app.command()
+def grid(
+    file: Annotated[Path | None, typer.Option("--file", help="TOML: [[head]] tables; a list is an axis.")] = None,
+    preset: Annotated[str | None, typer.Option(help="paper: the six rows of the study's table.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the preset's file, to start one of your own.")] = False,
+    backbone: Backbones = None,
+    l2: L2 = None,
+    seeds: Seeds = None,
+    split: SplitName = None,
+    split_seed: SplitSeed = None,
+    select: Select = None,
+    device: Device = None,
+    data: Data = None,
+    table: TableFile = None,
+    cache: Cache = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Fit the grids of heads that a file declares, over several backbones, as one run; interrupted, it goes on.
+
+    What the file leaves unsaid is as flags, CXR_* variables and cxr.toml have it.
+    """
+    given = {"backbone": backbone, "l2": l2, "seeds": seeds, "split": split, "split_seed": split_seed}
+    given = {key: value for key, value in given.items() if value not in (None, [])}
+    settings = load_settings(
+        {**given, "data": data, "table": table, "cache": cache, "device": device, "select": select}, config
+    )
+    from featcache.workspace import dataset_folder
+    from heads.grid_file import declared_grid, preset_file
+
+    if show:
+        print(preset_file(preset, given), end="")
+        return
+    declared = declared_grid(file, preset, settings, given)
+    _fit(declared.settings, declared.over(dataset_folder(settings)), as_json)
+
+
+def _fit(settings: Settings, grids: Sequence[StoreGrid], as_json: bool) -> None:
+    """Train, save the run, and say what val selects of it."""
+    from featcache.runtime import choose_device
+    from featcache.workspace import dataset_folder, present_table
+    from heads.decision import decide
+    from heads.experiment import run_grids
+    from heads.selection import FOLD_RULES
+
+    images, note = present_table(settings, [grid.source for grid in grids])
     if note:
         _note(note)
     with _bar("fitting") as tell:
-        outcome = run_experiment(
-            stores,
+        outcome = run_grids(
+            grids,
             dataset_folder(settings),
-            configs_of(settings),
             table=images,
             rule=settings.split,
             split_seed=settings.split_seed,
-            views=settings.views if "views" in settings.model_fields_set else None,
             positive=settings.positive,
             device=choose_device(settings.device),
+            memory=settings.memory,
+            folds=settings.select in FOLD_RULES,
             on_progress=tell,
         )
-    chosen = build_report(dataset_folder(settings), [outcome.record.run_id]).selected[0]
-    result = {**outcome.to_json(), "selected": chosen.name, "val_loss": chosen.chosen.val.loss}
+    for head in {head.backbone: head for head in outcome.record.heads if head.config.window}.values():
+        _note(f"{head.backbone}: shuffled in windows of {head.config.window:,} images, which are read from the disk")
+    chosen = decide(dataset_folder(settings), [outcome.record.run_id], rule=settings.select).selected[0]
+    result = {**outcome.to_json(), "selected": chosen.name, "val_loss": chosen.metrics["clean"][chosen.best].loss}
     _show(as_json, result, [f"{outcome.in_words()}; best on val: {chosen.name}", "'cxr report' shows the table"])
 
 
@@ -355,6 +404,16 @@ def report(
     run: Annotated[list[str] | None, typer.Option("--run", help="Only these runs.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="Add the paper's rows.")] = False,
     view_mean: Annotated[bool, typer.Option("--view-mean", help="Figures of the mean over the views.")] = False,
+    select: Select = None,
+    ensembles: Annotated[
+        bool | None, typer.Option("--ensembles/--no-ensembles", help="Add means over seeds and over backbones.")
+    ] = None,
+    operating_point: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE", help="Decide at this rule's threshold, chosen on val: youden, f1, sensitivity>=X, …"
+        ),
+    ] = None,
     form: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
     figures: Annotated[Path | None, typer.Option("--figures", metavar="DIR", help="Write pictures there.")] = None,
     figure_format: Annotated[str, typer.Option("--figure-format", help="png or svg.")] = "png",
@@ -367,29 +426,42 @@ def report(
     """The comparison table of all runs, the head that val selects marked; test figures are for reading only."""
     _one_of("--format", form, ("table", "markdown", "csv", "json"))
     _one_of("--figure-format", figure_format, ("png", "svg"))
-    settings = load_settings({"data": data, "table": table, "cache": cache}, config)
+    flags = {"data": data, "table": table, "cache": cache, "select": select, "ensembles": ensembles}
+    settings = load_settings(flags, config)
     from featcache.workspace import dataset_folder
+    from heads.notes import notes
+    from heads.operating_point import parse_rule
     from heads.report import build_report
-    from heads.tables import COMPACT_HEADER, HEADER, WIDE, as_csv, cells, markdown, notes
+    from heads.tables import Shown, as_csv, markdown, terminal
 
-    built = build_report(dataset_folder(settings), run or ())
+    try:
+        rules = [operating_point] if operating_point and parse_rule(operating_point) else []
+    except ValueError as error:
+        raise UsageError(f"--operating-point: {error}") from error
+    built = build_report(
+        dataset_folder(settings),
+        run or (),
+        rule=settings.select,
+        ensembles=settings.ensembles,
+        operating_rules=rules,
+    )
+    shown = Shown(paper=paper, view_mean=view_mean, rule=operating_point)
     if as_json or form == "json":
         _print_json(built.to_json())
     elif form == "table":
-        compact = out.width < WIDE
-        lines = cells(built, paper=paper, view_mean=view_mean, compact=compact)
-        _print_table(built.dataset, COMPACT_HEADER if compact else HEADER, lines, text=["Model"])
-        for note in notes(built, paper=paper, view_mean=view_mean):
+        header, lines = terminal(built, shown, out.width)
+        _print_table(built.dataset, header, lines, text=["Model"])
+        for note in notes(built, paper=paper, view_mean=view_mean, rule=operating_point):
             out.print(f"· {note}", markup=False, soft_wrap=False)
     else:
-        text = (markdown if form == "markdown" else as_csv)(built, paper=paper, view_mean=view_mean)
-        print(text, end="")
+        print((markdown if form == "markdown" else as_csv)(built, shown), end="")
     if figures is not None:
         from heads.plots import write_figures
 
         for row in built.selected:
             # One split's pictures lie in the folder itself, several splits' in a folder each.
-            place = figures if len(built.selected) == 1 else figures / f"{row.run.split_rule}-{row.run.split_seed}"
+            rule, seed = row.row.split
+            place = figures if len(built.selected) == 1 else figures / f"{rule}-{seed}"
             for path in write_figures(row, place, "svg" if figure_format == "svg" else "png", view_mean=view_mean):
                 _note(f"wrote {path}")
 

@@ -46,9 +46,7 @@ class EncodedTable:
             StoreError: some text is no UTF-8.
         """
         try:
-            columns = {
-                name: strings([value.decode() for value in column.tolist()]) for name, column in self.text.items()
-            }
+            columns = {name: _decoded(column) for name, column in self.text.items()}
         except UnicodeDecodeError as error:
             raise damaged(self.path, error) from error
         sha256 = columns.pop("image_sha256")
@@ -106,6 +104,12 @@ def text_bytes(values: list[str]) -> NDArray[np.bytes_]:
     """UTF-8 of fixed length: text of variable length is kept outside the dataset, where it has no checksum."""
     encoded = [value.encode() for value in values]
     return np.array(encoded, h5py.string_dtype("utf-8", max(1, *map(len, encoded), 1)))
+
+
+def _decoded(column: NDArray[Any]) -> NDArray[np.object_]:
+    """Text as strings, equal ones once: a split's name, or a patient's, stands beside many images."""
+    known: dict[bytes, str] = {}
+    return strings([known.get(value) or known.setdefault(value, value.decode()) for value in column.tolist()])
 
 
 def _name(value: str | bytes) -> str:

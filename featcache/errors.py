@@ -42,6 +42,10 @@ class RunError(CxrError):
     """A run is missing, damaged, or cannot be made from the data given."""
 
 
+class OutdatedRunError(RunError):
+    """A run was written by another version of cxr, in a form that this one does not read."""
+
+
 def nearest(wanted: str, known: Iterable[str], count: int = 3) -> str:
     """Offer the nearest valid names: ``"; did you mean a, b?"``, or nothing where none is near."""
     close = difflib.get_close_matches(wanted, sorted(set(known)), n=count, cutoff=0.5)

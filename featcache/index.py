@@ -176,6 +176,21 @@ def read_index(store: Path) -> Index:
     return Index(spec=spec, encoded=table, quarantined=quarantined, part_names=names, part=part)
 
 
+def stored_dtype(store: Path) -> np.dtype[np.float16] | np.dtype[np.float32]:
+    """The type of ``/features``: float32 where any part holds that.
+
+    Raises:
+        StoreError: no index, or a damaged one.
+    """
+    path = store / INDEX_NAME
+    with opened(path, FORMAT) as file:
+        try:
+            wide = file["features"].dtype.itemsize > 2
+        except (KeyError, OSError, RuntimeError, AttributeError) as error:
+            raise damaged(path, error) from error
+    return np.dtype(np.float32) if wide else np.dtype(np.float16)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Run:
     """Some views of ``length`` consecutive rows, from ``source`` in a part to ``target`` in the index."""

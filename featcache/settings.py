@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -113,7 +113,25 @@ class Settings(BaseSettings):
     batch_size: int = Field(256, ge=2, description="features a training step")
     class_weights: Literal["balanced", "none"] = Field("balanced", description="balanced or none")
     view_policy: Literal["random", "clean"] = Field("random", description="the view a head sees of an image each epoch")
+    memory: ByteSize | None = Field(
+        None,
+        ge=1,
+        description="memory for features while heads are fitted, as 512MiB or 2GB; default: all that they take",
+    )
+    standardise: bool = Field(
+        False, description="train on features less their mean over the train split, divided by their standard deviation"
+    )
+    head_precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the heads' products; bfloat16 where the hardware has such products"
+    )
     seeds: int = Field(1, ge=1, le=1000, description="heads a configuration, with seeds 0, 1, …")
+
+    select: Literal["clean", "views", "blocks", "series", "worst"] = Field(
+        "clean",
+        description="select by val loss of the clean view (clean) or of the views' mean (views); or by loss on folds "
+        "held out from train and val (blocks of patients, name series, or the worst), which takes more fits",
+    )
+    ensembles: bool = Field(False, description="add ensembles over seeds and over backbones to the report")
 
     @classmethod
     def settings_customise_sources(

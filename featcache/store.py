@@ -5,6 +5,7 @@ Nothing here needs torch. Parts are read whole, in order, and each one's checksu
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from featcache.errors import StoreError
 from featcache.images import ImageTable
 from featcache.index import INDEX_NAME, PARTS_NAME, read_index
 from featcache.parts import FeatureArray, PartHeader, read_features, read_header
+from featcache.reading import FeatureReader
 from featcache.spec import FeatureSpec
 
 
@@ -45,6 +47,16 @@ class FeatureStore:
     part: NDArray[np.int32] = field(repr=False)
 
     @property
+    def backbone(self) -> str:
+        """The frozen network's name."""
+        return self.spec.backbone
+
+    @property
+    def fingerprint(self) -> str:
+        """The spec's."""
+        return self.spec.fingerprint
+
+    @property
     def image_table(self) -> ImageTable:
         """The images, N rows; decoded when first asked for.
 
@@ -65,7 +77,7 @@ class FeatureStore:
         Raises:
             StoreError: an image or view is not in the store, or a part is damaged.
         """
-        return self._read(self._rows(image_ids), [view])[:, 0].astype(np.float32)
+        return self.reader(self.rows(image_ids), [view]).read_all()[:, 0].astype(np.float32)
 
     def views(self, image_ids: Sequence[str] | None = None, count: int | None = None) -> FeatureArray:
         """Features of the first ``count`` views (all that every image has when None), [N, V, D] as stored.
@@ -73,59 +85,51 @@ class FeatureStore:
         Raises:
             StoreError: as ``features``.
         """
-        return self._read(self._rows(image_ids), list(range(self.view_count if count is None else count)))
+        return self.reader(self.rows(image_ids), range(self.view_count if count is None else count)).read_all()
 
-    def _rows(self, image_ids: Sequence[str] | None) -> NDArray[np.int64]:
+    def rows(self, image_ids: Sequence[str] | NDArray[np.object_] | None = None) -> NDArray[np.int64]:
+        """The row of each image in the image table (all when None), [n].
+
+        Raises:
+            StoreError: an image is not in the store.
+        """
         if image_ids is None:
             return np.arange(len(self.part))
-        wanted = set(image_ids)
-        row_of = {image_id: row for row, image_id in enumerate(self.image_table.image_id) if image_id in wanted}
-        missing = [image_id for image_id in image_ids if image_id not in row_of]
-        if missing:
-            raise self.lacking(len(missing), len(image_ids), missing[0])
-        return np.array([row_of[image_id] for image_id in image_ids], np.int64)
+        known, wanted = self.image_table.image_id, np.asarray(image_ids, object)
+        if np.array_equal(known, wanted):
+            return np.arange(len(known))
+        row_of = dict(zip(known.tolist(), range(len(known)), strict=True))
+        rows = np.fromiter(map(row_of.get, wanted.tolist(), itertools.repeat(-1)), np.int64, len(wanted))
+        if missing := int(np.count_nonzero(rows < 0)):
+            raise self.lacking(missing, len(rows), str(wanted[np.argmax(rows < 0)]))
+        return rows
 
-    def _read(self, rows: NDArray[np.int64], views: list[int]) -> FeatureArray:
-        """Features [n, v, D] of some rows: each part is read once, whole."""
-        if not len(rows) or not views or min(views) < 0:
-            raise ValueError(f"wanted one image or more and views from 0 on, got {len(rows)} images and views {views}")
+    def reader(self, rows: NDArray[np.int64], views: Sequence[int]) -> FeatureReader:
+        """A reader of features [N, V, D], for those who do not want all of them at once.
+
+        Args:
+            rows: which images, by their row in the image table, in this order.
+            views: view numbers, which follow one another.
+
+        Raises:
+            StoreError: as ``features``, but for damaged parts, which are found when they are read.
+        """
+        if not len(rows) or not views or min(views) < 0 or list(views) != list(range(views[0], views[-1] + 1)):
+            raise ValueError(
+                f"wanted one image or more and views from 0 on that follow one another, got {len(rows)} images and "
+                f"views {list(views)}"
+            )
         if max(views) >= self.part.shape[1]:
             raise StoreError(
                 f"{self.path} has {self.part.shape[1]} views an image, wanted {max(views) + 1}: run "
                 f"'cxr extract --backbone {self.spec.backbone} --views {max(views) + 1}', which makes only those"
             )
-        part = self.part[np.ix_(rows, np.array(views))]
+        part = self.part[rows, views[0] : views[-1] + 1]
         lacking = (part < 0).any(axis=1)
         if lacking.any():
             raise self.lacking(int(lacking.sum()), len(rows), str(self.image_table.image_id[rows[np.argmax(lacking)]]))
-        digests = self.image_table.sha256[rows]
-        result: FeatureArray | None = None
-        numbers = np.unique(part)
-        # Looking for each part's rows in all rows would take as many passes as there are parts.
-        order = np.argsort(part, axis=0, kind="stable")
-        ends = [np.searchsorted(column[rank], numbers, "right") for column, rank in zip(part.T, order.T, strict=True)]
-        for place, number in enumerate(numbers.tolist()):
-            header = read_header(self.path / PARTS_NAME / self.part_names[number], self.spec)
-            features = read_features(header)
-            if result is None:
-                result = np.empty((len(rows), len(views), header.dim), features.dtype)
-            if features.dtype == np.float32 and result.dtype != np.float32:
-                result = result.astype(np.float32)
-            row_of = {digest: row for row, digest in enumerate(header.image_sha256)}
-            for position, view in enumerate(views):
-                start = ends[position][place - 1] if place else 0
-                chosen = order[start : ends[position][place], position]
-                if not len(chosen):
-                    continue
-                try:
-                    source = [row_of[digest] for digest in digests[chosen]]
-                    result[chosen, position] = features[source, header.views.index(view)]
-                except (KeyError, ValueError) as error:
-                    raise StoreError(
-                        f"{self.path / INDEX_NAME} does not fit its parts: run 'cxr extract' again to rebuild it"
-                    ) from error
-        assert result is not None, "at least one row of a part is wanted"
-        return result
+        image_sha256 = self.encoded.text["image_sha256"].astype("S64", copy=False)
+        return FeatureReader(self.path, self.spec, self.part_names, part, image_sha256, rows, views[0])
 
     def lacking(self, missing: int, wanted: int, example: str, against: str = "") -> StoreError:
         """The error that says how many images the store has no features for, and the way out."""
@@ -159,20 +163,6 @@ def store_folders(dataset: Path) -> list[Path]:
     if not dataset.is_dir():
         return []
     return sorted(path.parent for path in dataset.glob(f"*/{PARTS_NAME}") if path.is_dir())
-
-
-def names_of(folder: Path) -> tuple[str, str, str]:
-    """What a store may be called: its folder, its backbone, and the backbone without its options."""
-    backbone = backbone_of(folder)
-    return folder.name, backbone, backbone.partition("@")[0]
-
-
-def backbone_of(folder: Path) -> str:
-    """The backbone's name of a store's folder, without opening parts."""
-    try:
-        return open_store(folder).spec.backbone
-    except StoreError:
-        return folder.name.rpartition("-")[0]
 
 
 def dataset_folders(cache: Path, dataset: str | None = None) -> list[Path]:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.check import Quarantined, Scan, scan
-from featcache.errors import BackboneError, DataError, SettingsError, StoreError, nearest
+from featcache.errors import BackboneError, DataError, SettingsError
 from featcache.images import ImageTable, discover, read_csv, strings
-from featcache.index import INDEX_NAME, PARTS_NAME
+from featcache.index import PARTS_NAME
+from featcache.joined import FeatureSource, stores_of
+from featcache.naming import every_store, named_sources, names_of
 from featcache.settings import Settings, usable_cores, weights_of
 from featcache.sharing import Share, parse_share, share_from_environment
-from featcache.store import FeatureStore, backbone_of, names_of, open_store, store_folders
+from featcache.store import FeatureStore
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -253,28 +255,25 @@ def open_stores(settings: Settings, backbones: Sequence[str] = ()) -> list[Featu
         DataError: no data set is named.
         StoreError: there are none, one cannot be opened, or a backbone has none.
     """
+    stores = [store for source in open_sources(settings, backbones) for store in stores_of(source)]
+    return list({store.path: store for store in stores}.values())
+
+
+def open_sources(settings: Settings, names: Sequence[str] = ()) -> list[FeatureSource]:
+    """The same, for heads: where names are joined by ``+``, their stores are read as one.
+
+    Raises:
+        DataError: no data set is named.
+        StoreError: as ``open_stores``; or stores cannot be joined.
+    """
     dataset = dataset_folder(settings)
-    folders = store_folders(dataset)
-    if not folders:
-        raise StoreError(f"no feature stores in {dataset}: run 'cxr extract --backbone NAME' first")
-    if not backbones:
-        # An extraction under way or stopped has no index yet; it is named when it is asked for.
-        finished = [folder for folder in folders if (folder / INDEX_NAME).is_file()]
-        return [open_store(folder) for folder in finished or folders]
-    stores: dict[Path, FeatureStore] = {}
-    for name in backbones:
-        matching = [folder for folder in folders if name in names_of(folder)]
-        if not matching:
-            known = sorted({backbone_of(folder) for folder in folders})
-            raise StoreError(
-                f"no features of {name!r} in {dataset}{nearest(name, known, 1)}; run 'cxr extract --backbone {name}' "
-                f"first (there are: {', '.join(known)})"
-            )
-        stores |= {folder: open_store(folder) for folder in matching}
-    return list(stores.values())
+    if not names:
+        return [*every_store(dataset)]
+    found = [source for sources in named_sources(dataset, names).values() for source in sources]
+    return list({tuple(store.path for store in stores_of(source)): source for source in found}.values())
 
 
-def present_table(settings: Settings, stores: Sequence[FeatureStore]) -> tuple[ImageTable | None, str]:
+def present_table(settings: Settings, stores: Sequence[FeatureSource]) -> tuple[ImageTable | None, str]:
     """The data set's images as they are now, and what the user should know of them.
 
     A fit uses no row whose image has changed, so the files are hashed again, unless a table gives their hashes; where

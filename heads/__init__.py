@@ -1,7 +1,7 @@
 """Features to heads, numbers and pictures.
 
-Data flows ``config → samples → train → experiment → runs → selection → report → tables, plots``. What is read of
-images comes from ``featcache.open_store``; nothing here looks at a pixel.
+Data flows ``config → samples → train → experiment → runs → decision → sealed → report → tables, notes, plots``. What is
+read of images comes from ``featcache.open_store``; nothing here looks at a pixel.
 """
 
 from __future__ import annotations

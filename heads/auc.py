@@ -5,8 +5,8 @@ AUC is the mean of ψ(xᵢ, yⱼ) over all pairs of a positive xᵢ and a negati
 
     V₁₀(xᵢ) = 1/n Σⱼ ψ(xᵢ, yⱼ),  V₀₁(yⱼ) = 1/m Σᵢ ψ(xᵢ, yⱼ),  var AUC = var V₁₀ / m + var V₀₁ / n.
 
-Σⱼ ψ(xᵢ, yⱼ) is the midrank of xᵢ among all images less that among the positives, so sorting finds every component
-(Sun and Xu 2014, IEEE Signal Processing Letters 21:1389-1393).
+Σⱼ ψ(xᵢ, yⱼ) is the place of xᵢ among the sorted negatives, half a step on for each equal one, so sorting finds every
+component (as midranks do: Sun and Xu 2014, IEEE Signal Processing Letters 21:1389-1393).
 
 Where patients bring several images, let Xₚ and Yₚ be the sums of V₁₀ - AUC and V₀₁ - AUC over patient p's positive and
 negative images. Obuchowski (1997, Biometrics 53:567-578) takes the sums as the independent quantities:
@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import rankdata
 
 from heads.intervals import Interval, Z, patients
 
@@ -49,11 +48,14 @@ class Components:
 def components(probability: NDArray[np.floating], truth: NDArray[np.bool_]) -> Components:
     """Structural components of the AUC of probabilities [N], or of anything that grows with them."""
     high, low = probability[truth], probability[~truth]
-    rank = rankdata(probability)
-    return Components(
-        positive=(rank[truth] - rankdata(high)) / len(low),
-        negative=1 - (rank[~truth] - rankdata(low)) / len(high),
-    )
+    return Components(positive=_above(high, low), negative=1 - _above(low, high))
+
+
+def _above(values: NDArray[np.floating], others: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Of each value the mean of ψ over the others: the share below it, and half of those equal to it."""
+    ordered = np.sort(others)
+    below, up_to = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+    return (below + up_to) / (2 * len(others))
 
 
 def variance(of: Components, truth: NDArray[np.bool_], people: int, number: NDArray[np.intp]) -> float:

@@ -1,4 +1,4 @@
-"""Forward and backward pass of G heads on G batches, by hand.
+"""Forward and backward pass of G heads, by hand.
 
 By hand because BatchNorm between ReLU and the last Dense lets most passes over the activations be folded
 into tensors of the size of the last kernel, which autograd cannot see. The tests hold it against autograd.
@@ -41,61 +41,97 @@ def backward(heads: Heads, gradients: Heads, features: Tensor, labels: Tensor, s
 
         da = dz·Mᵀ - (r·γ·dβ)/B - c·(r²·γ·dγ)/B,  dh = da where h > 0 else 0,  dW = xᵀdh,  dw0 = Σ_b dh.
 
+    In code z, dz [G, K, B] and U, M, Q [G, K, H] lie class by class.
+
     Args:
         heads: weights; the running statistics are changed in place.
         gradients: where the gradients are written, the running statistics' excepted.
-        features: each head's batch, [G, B, D] float32.
-        labels: [G, B] int64.
+        features: each head's batch, [G, B, D], or the one batch of all heads, [B, D]. In float32, or in a lower
+            precision, in which the two products with D features are then computed.
+        labels: [G, B] int64, or [1, B] where all heads take one batch.
         sample_weight: class weight of each label, [G, B] float32.
     """
     hidden = heads.hidden
     if hidden is None:
-        z = torch.baddbmm(heads.bias[:, None], features, _by_class(heads.kernel))  # [G, B, K]
-        dz, figures = _cross_entropy(z, labels, sample_weight)
-        gradients.kernel.copy_(torch.bmm(dz.mT, features).mT)
-        torch.sum(dz, 1, out=gradients.bias)
-        return figures
+        return _linear(heads, gradients, features, labels, sample_weight)
     assert gradients.hidden is not None
     grad = gradients.hidden
-    rows = features.shape[1]
-    a = torch.baddbmm(hidden.bias[:, None], features, hidden.kernel).relu_()  # [G, B, H]
+    x = features.expand(len(heads.bias), *features.shape[-2:])  # [G, B, D]
+    rows = x.shape[1]
+    if x.dtype == hidden.kernel.dtype:
+        a = torch.baddbmm(hidden.bias[:, None], x, hidden.kernel).relu_()  # [G, B, H]
+    else:
+        a = torch.bmm(x, hidden.kernel.to(x.dtype)).to(hidden.kernel.dtype).add_(hidden.bias[:, None]).relu_()
     mean = a.mean(1)  # [G, H]
     c = a - mean[:, None]
     variance = torch.linalg.vector_norm(c, dim=1).square_().div_(rows)
     _move_running_statistics(hidden, mean, variance, rows)
     r = torch.rsqrt(variance + BATCHNORM_EPSILON)
     scale = hidden.gamma * r
-    folded = _by_class(scale[..., None] * heads.kernel)  # M, [G, H, K]
-    offset = torch.bmm(hidden.beta[:, None], heads.kernel) + heads.bias[:, None]  # [G, 1, K]
-    dz, figures = _cross_entropy(torch.baddbmm(offset, c, folded), labels, sample_weight)
+    folded = scale[:, None] * heads.kernel  # M
+    offset = torch.bmm(heads.kernel, hidden.beta[..., None]) + heads.bias[..., None]  # [G, K, 1]
+    dz, figures = _cross_entropy(torch.baddbmm(offset, folded, c.mT), labels, sample_weight)
 
-    q = torch.bmm(dz.mT, c).mT.mul_(r[..., None])  # [G, H, K]
-    torch.sum(dz, 1, out=gradients.bias)
-    torch.sum(q * heads.kernel, 2, out=grad.gamma)
-    torch.sum(heads.kernel * gradients.bias[:, None], 2, out=grad.beta)
-    gradients.kernel.copy_(hidden.gamma[..., None] * q + hidden.beta[..., None] * gradients.bias[:, None])
+    q = torch.bmm(dz, c).mul_(r[:, None])
+    torch.sum(dz, 2, out=gradients.bias)
+    torch.sum(q * heads.kernel, 1, out=grad.gamma)
+    torch.sum(heads.kernel * gradients.bias[..., None], 1, out=grad.beta)
+    gradients.kernel.copy_(hidden.gamma[:, None] * q + hidden.beta[:, None] * gradients.bias[..., None])
     shift = (scale * grad.beta).div_(-rows)
     slope = (scale * r * grad.gamma).div_(-rows)
-    dh = torch.baddbmm(shift[:, None], dz, folded.mT).addcmul_(c, slope[:, None])
+    dh = torch.baddbmm(shift[:, None], dz.mT, folded).addcmul_(c, slope[:, None])
     dh.mul_(a.sign_())  # 1 where h > 0, 0 elsewhere; a mask of bool costs twice as much
-    torch.bmm(features.mT, dh, out=grad.kernel)
+    if x.dtype == dh.dtype:
+        torch.bmm(x.mT, dh, out=grad.kernel)
+    else:
+        grad.kernel.copy_(torch.bmm(x.mT, dh.to(x.dtype)))
     torch.sum(dh, 1, out=grad.bias)
     return figures
 
 
-def _by_class(kernel: Tensor) -> Tensor:
-    """Return a kernel [G, H, K] laid out class by class: products this narrow run 3 to 5 times faster so."""
-    return kernel.mT.contiguous().mT
+def _linear(heads: Heads, gradients: Heads, features: Tensor, labels: Tensor, sample_weight: Tensor) -> BatchFigures:
+    """The same for linear heads; where all take one batch, a class of all heads is one product."""
+    kernel = heads.kernel.to(features.dtype)  # [G, K, D]
+    heads_count, classes, _ = kernel.shape
+    shared = features.dim() == 2
+    if shared:
+        z = kernel.new_empty(heads_count, classes, len(features))
+        for k in range(classes):
+            torch.mm(kernel[:, k], features.T, out=z[:, k])
+    else:
+        z = torch.bmm(kernel, features.mT)
+    dz, figures = _cross_entropy(z.to(heads.bias.dtype).add_(heads.bias[..., None]), labels, sample_weight)
+    torch.sum(dz, 2, out=gradients.bias)
+    dz = dz.to(features.dtype)
+    if shared and dz.dtype == gradients.kernel.dtype:
+        for k in range(classes):
+            torch.mm(dz[:, k], features, out=gradients.kernel[:, k])
+    else:
+        gradients.kernel.copy_(torch.bmm(dz, features.expand(heads_count, *features.shape[-2:])))
+    return figures
 
 
 def _cross_entropy(z: Tensor, labels: Tensor, sample_weight: Tensor) -> tuple[Tensor, BatchFigures]:
-    """Return the gradient of the loss by the logits, [G, B, K], and the figures."""
-    log_probability = log_softmax(z, 2)
-    index = labels[..., None]
-    loss = -(log_probability.gather(2, index)[..., 0] * sample_weight).mean(1)
-    correct = (z.argmax(2) == labels).sum(1)
-    dz = log_probability.exp_().scatter_add_(2, index, torch.full_like(index, -1, dtype=z.dtype))
-    return dz.mul_(sample_weight[..., None] / z.shape[1]), BatchFigures(loss, correct)
+    """Return the gradient of the loss by the logits, [G, K, B], and the figures."""
+    log_probability = log_softmax(z, 1)
+    classes = torch.arange(z.shape[1], device=z.device)[:, None]
+    truth = (labels[:, None] == classes).to(z.dtype)  # [G or 1, K, B]
+    loss = -((log_probability * truth).sum(1) * sample_weight).mean(1)
+    correct = (decide(z) == labels).sum(1)
+    dz = log_probability.exp_().sub_(truth)
+    return dz.mul_(sample_weight[:, None] / z.shape[2]), BatchFigures(loss, correct)
+
+
+def decide(z: Tensor) -> Tensor:
+    """Return the class of the highest logit, the first of equals: [G, K, N] -> [G, N] int64.
+
+    torch's argmax over a dimension that is not the last takes longer than a linear head's products.
+    """
+    highest, decision = z[:, 0], torch.zeros_like(z[:, 0], dtype=torch.int64)
+    for k in range(1, z.shape[1]):
+        decision.masked_fill_(z[:, k] > highest, k)
+        highest = torch.maximum(highest, z[:, k])
+    return decision
 
 
 def _move_running_statistics(hidden: HiddenLayer, mean: Tensor, variance: Tensor, rows: int) -> None:
@@ -112,20 +148,20 @@ class Inference(NamedTuple):
     bias: Tensor
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return every head's logits of the same features: [N, D] -> [G, N, K]."""
-        heads, _, classes = self.kernel.shape
-        if self.hidden is None:  # the features are the same, so the heads' kernels can lie side by side
-            side_by_side = self.kernel.movedim(0, 1).reshape(-1, heads * classes)
-            return (features @ side_by_side).view(-1, heads, classes).movedim(1, 0) + self.bias
-        x = torch.baddbmm(self.hidden[1], features.expand(heads, *features.shape), self.hidden[0]).relu_()
-        return torch.baddbmm(self.bias, x, self.kernel)
+        """Return every head's logits of the same features: [N, D] -> [G, K, N]."""
+        if self.hidden is None:
+            by_class = [self.kernel[:, k] @ features.T for k in range(self.kernel.shape[1])]
+            return torch.stack(by_class, 1).add_(self.bias)
+        x = features.expand(len(self.kernel), *features.shape)
+        a = torch.baddbmm(self.hidden[1], x, self.hidden[0]).relu_()  # [G, N, H]
+        return torch.baddbmm(self.bias, self.kernel, a.mT)
 
 
 def inference(heads: Heads) -> Inference:
     """Fold BatchNorm's running statistics into the last Dense: γ(a - μ)/√(σ² + ε) + β is affine in a."""
     if (hidden := heads.hidden) is None:
-        return Inference(None, heads.kernel, heads.bias[:, None])
+        return Inference(None, heads.kernel, heads.bias[..., None])
     scale = hidden.gamma * torch.rsqrt(hidden.running_var + BATCHNORM_EPSILON)
     shift = hidden.beta - hidden.running_mean * scale
-    bias = torch.bmm(shift[:, None], heads.kernel) + heads.bias[:, None]  # [G, 1, K]
-    return Inference((hidden.kernel, hidden.bias[:, None]), _by_class(scale[..., None] * heads.kernel), bias)
+    bias = torch.bmm(heads.kernel, shift[..., None]) + heads.bias[..., None]  # [G, K, 1]
+    return Inference((hidden.kernel, hidden.bias[:, None]), scale[:, None] * heads.kernel, bias)

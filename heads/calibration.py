@@ -12,9 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 from scipy.stats import rankdata
-from sklearn.metrics import brier_score_loss
 
 BINS = 15
 """As in Guo et al. 2017."""
@@ -89,8 +87,8 @@ def expected_calibration_error(probability: NDArray[np.floating], truth: NDArray
 
 
 def brier(probability: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
-    """Mean square of probability less truth, of the positive class (Brier 1950), by scikit-learn."""
-    return float(brier_score_loss(truth.astype(np.int64), probability.astype(np.float64), pos_label=1))
+    """Mean square of probability less truth, of the positive class (Brier 1950)."""
+    return float(np.mean((probability.astype(np.float64) - truth) ** 2))
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
@@ -113,12 +111,13 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> 
     if logits.ndim != 2 or not len(logits) or labels.shape != logits.shape[:1]:
         got = f"{list(logits.shape)} and {list(labels.shape)}"
         raise ValueError(f"fit_temperature: wanted logits [N, K] and labels [N], N >= 1, got {got}")
-    exact = logits.astype(np.float64)
-    true = exact[np.arange(len(exact)), labels]
+    # Less their largest, which any scale leaves the largest: no exponential overflows.
+    exact = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    true = float(exact[np.arange(len(exact)), labels].mean())
 
     def loss(log_temperature: float) -> float:
         scale = math.exp(-log_temperature)
-        return float(np.mean(logsumexp(exact * scale, axis=1) - true * scale))
+        return float(np.log(np.exp(exact * scale).sum(axis=1)).mean()) - true * scale
 
     bounds = (math.log(TEMPERATURES[0]), math.log(TEMPERATURES[1]))
     return math.exp(float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x))

@@ -14,9 +14,17 @@ from typing import Literal, TypedDict, Unpack, cast, get_args
 
 ClassWeights = Literal["balanced", "none"]
 ViewPolicy = Literal["random", "clean"]
+HeadPrecision = Literal["float32", "bfloat16"]
+
+BLOCK_IMAGES = 256
+"""Images that a shuffle window takes together: they follow one another in the split, and so on the disk."""
 
 _NUMBERS = ("l2", "lr")
-_NAMES = ("class_weights", "view_policy")
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {  # of the fields that are no whole numbers
+    **dict.fromkeys(_NUMBERS, ("a number", (int, float))),
+    **dict.fromkeys(("class_weights", "view_policy", "precision"), ("text", (str,))),
+    "standardise": ("true or false", (bool,)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +40,12 @@ class HeadConfig:
         batch_size: images a step.
         class_weights: ``balanced`` weighs class k by n/(K·n_k) of the train split, ``none`` by 1.
         view_policy: ``random`` draws one of all views for every image and epoch, ``clean`` takes view 0.
+        standardise: train on features less their mean over the train split, divided by their standard deviation; the
+            fitted head takes features as they are. The penalty is of the kernel on standardised features.
+        precision: ``bfloat16`` computes the products with the features in bfloat16, where the hardware has such
+            products; weights, activations, the optimiser and val stay in float32.
         seed: determines the initial weights, the shuffles and the drawn views.
+        window: images shuffled among themselves, in whole blocks of 256 (``heads.windows``); 0: all of the train split.
 
     Raises:
         ValueError: a value is out of its range; the message names it.
@@ -46,24 +59,37 @@ class HeadConfig:
     batch_size: int = 256
     class_weights: ClassWeights = "balanced"
     view_policy: ViewPolicy = "random"
+    standardise: bool = False
+    precision: HeadPrecision = "float32"
     seed: int = 0
+    window: int = 0
 
     def __post_init__(self) -> None:
         # Two rows a batch at least: BatchNorm has no variance of one.
-        for name, lowest in (("hidden", 0), ("epochs", 1), ("patience", 1), ("batch_size", 2), ("seed", 0)):
+        for name, lowest in (
+            ("hidden", 0),
+            ("epochs", 1),
+            ("patience", 1),
+            ("batch_size", 2),
+            ("seed", 0),
+            ("window", 0),
+        ):
             if getattr(self, name) < lowest:
                 raise ValueError(f"head config: wanted {name} >= {lowest}, got {getattr(self, name)}")
+        if self.window % BLOCK_IMAGES:
+            raise ValueError(f"head config: wanted window in whole blocks of {BLOCK_IMAGES}, got {self.window}")
         if self.seed >= 2**63:  # torch's generator takes no more
             raise ValueError(f"head config: wanted seed < 2**63, got {self.seed}")
         if not (math.isfinite(self.l2) and self.l2 >= 0):
             raise ValueError(f"head config: wanted a finite l2 >= 0, got {self.l2}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"head config: wanted a finite lr > 0, got {self.lr}")
-        for name, known in (("class_weights", get_args(ClassWeights)), ("view_policy", get_args(ViewPolicy))):
-            if getattr(self, name) not in known:
+        choices = {"class_weights": ClassWeights, "view_policy": ViewPolicy, "precision": HeadPrecision}
+        for name, choice in choices.items():
+            if getattr(self, name) not in (known := get_args(choice)):
                 raise ValueError(f"head config: wanted {name} of {known}, got {getattr(self, name)!r}")
 
-    def to_json(self) -> dict[str, int | float | str]:
+    def to_json(self) -> dict[str, bool | int | float | str]:
         """Return the fields as JSON holds them."""
         return asdict(self)
 
@@ -82,16 +108,12 @@ class HeadConfig:
         return cls(**cast("_Fields", {name: _typed(name, values[name]) for name in sorted(names)}))
 
 
-def _typed(name: str, value: object) -> int | float | str:
+def _typed(name: str, value: object) -> bool | int | float | str:
     """Return the value if its type is the field's; JSON's ``true`` is no number, its ``0`` is a float too."""
-    if name in _NAMES:
-        wanted: tuple[type, ...] = (str,)
-    else:
-        wanted = (int, float) if name in _NUMBERS else (int,)
-    if isinstance(value, bool) or not isinstance(value, wanted):
-        kind = "text" if name in _NAMES else "a number" if name in _NUMBERS else "a whole number"
+    kind, wanted = _KINDS.get(name, ("a whole number", (int,)))
+    if isinstance(value, bool) != (wanted == (bool,)) or not isinstance(value, wanted):
         raise ValueError(f"head config: wanted {kind} for {name}, got {value!r}")
-    return float(cast("float", value)) if name in _NUMBERS else cast("int | str", value)
+    return float(cast("float", value)) if name in _NUMBERS else cast("bool | int | str", value)
 
 
 class Fixed(TypedDict, total=False):
@@ -102,6 +124,9 @@ class Fixed(TypedDict, total=False):
     batch_size: int
     class_weights: ClassWeights
     view_policy: ViewPolicy
+    standardise: bool
+    precision: HeadPrecision
+    window: int
 
 
 class _Fields(Fixed, total=False):

@@ -66,6 +66,12 @@ class EarlyStopping:
         """Epochs observed, but for one that was not finite."""
         return len(self._epochs)
 
+    def resume(self, history: History, stopped: StopReason) -> None:
+        """Take over the end of a training that was interrupted after it."""
+        for epoch in range(len(history.val_loss)):
+            self.observe({name: getattr(history, name)[epoch] for name in FIGURES})
+        self.stopped = stopped
+
     def history(self) -> History:
         """Return what was observed so far."""
         return History(**{name: tuple(epoch[name] for epoch in self._epochs) for name in FIGURES})

@@ -1,31 +1,33 @@
-"""From feature stores to a saved run: divide the images, fit every head on every store, look at test once."""
+"""From feature stores to a saved run: divide the images, fit every head on every store, seal test away."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import RunError, StoreError
+from featcache.errors import RunError, SettingsError, StoreError
 from featcache.images import ImageTable, positive_class
-from featcache.parts import FeatureArray
+from featcache.joined import FeatureSource, stores_of
 from featcache.settings import Settings
 from featcache.splits import Split, SplitRule, split
-from featcache.store import FeatureStore
+from heads.checks import require_classes, require_images, require_views
 from heads.config import HeadConfig, grid
+from heads.cross_fit import cross_fit, held_out_of, shift_folds
+from heads.feeding import clean_and_mean, samples_of, window_for
+from heads.grids import StoreGrid
 from heads.group import FittedHead
+from heads.held_out import FOLDS_NAME
+from heads.identity import images_sha256, provenance, run_id
 from heads.metrics import evaluate
-from heads.model import logits
+from heads.run_progress import RunProgress
 from heads.runs import (
     FORMAT_VERSION,
     RUNS_NAME,
@@ -36,7 +38,8 @@ from heads.runs import (
     load_run,
     save_run,
 )
-from heads.train import EpochProgress, Samples, fit
+from heads.train import EpochProgress, KeptGroups, fit
+from heads.unfinished import UnfinishedRun
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,73 +64,124 @@ def configs_of(settings: Settings) -> tuple[HeadConfig, ...]:
         batch_size=settings.batch_size,
         class_weights=settings.class_weights,
         view_policy=settings.view_policy,
+        standardise=settings.standardise,
+        precision=settings.head_precision,
     )
 
 
+class Options(TypedDict, total=False):
+    """What ``run_experiment`` passes on to ``run_grids``."""
+
+    table: ImageTable | None
+    rule: SplitRule
+    split_seed: int
+    positive: str | None
+    device: str
+    memory: int | None
+    folds: bool
+    on_progress: Callable[[int, int, str], None] | None
+
+
 def run_experiment(
-    stores: Sequence[FeatureStore],
+    stores: Sequence[FeatureSource],
     dataset: Path,
     configs: Sequence[HeadConfig],
     *,
-    table: ImageTable | None = None,
-    rule: SplitRule = "patient",
-    split_seed: int = 0,
     views: int | None = None,
-    positive: str | None = None,
-    device: str = "cpu",
-    on_progress: Callable[[int, int, str], None] | None = None,
+    **options: Unpack[Options],
 ) -> Outcome:
-    """Fit all configurations on all stores and save the run.
-
-    A run is determined by its images, features, split and configurations: the same ones again are not trained
-    again but read back.
+    """Fit all configurations on all stores and save the run; see ``run_grids``.
 
     Args:
         stores: features of the same images by different backbones.
         dataset: ``cache/<dataset>``, where the run is saved.
         configs: the heads.
+        views: views to train on; None takes all that every image has.
+        options: as ``run_grids`` takes them.
+    """
+    grids = [StoreGrid.of(store, configs, views) for store in stores]
+    return run_grids(grids, dataset, **options)
+
+
+def run_grids(
+    grids: Sequence[StoreGrid],
+    dataset: Path,
+    *,
+    table: ImageTable | None = None,
+    rule: SplitRule = "patient",
+    split_seed: int = 0,
+    positive: str | None = None,
+    device: str = "cpu",
+    memory: int | None = None,
+    folds: bool = False,
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> Outcome:
+    """Fit the heads of every grid and save them as one run.
+
+    A run is determined by its images, features, split and configurations: the same ones again are not trained
+    again but read back. An interrupted one goes on after the last group of heads that was trained, and ends with the
+    same heads.
+
+    Args:
+        grids: what is fitted on which features; all of the same images.
+        dataset: ``cache/<dataset>``, where the run is saved.
         table: the data set's images as they are now; None takes the first store's.
         rule: how the images are divided.
         split_seed: the seed of that.
-        views: views to train on; None takes all that every image has.
         positive: name of the positive class; None takes the second.
         device: a torch device.
+        memory: bytes for the features of a store at most (``heads.streaming``): what is larger is read in shuffle
+            windows, whose size is part of each head's configuration; None reads everything into memory.
+        folds: fit each configuration also without each of several folds of train and val (``heads.cross_fit``), for
+            the selection rules that ask how a head bears a shift.
         on_progress: told the epochs done of all heads, the epochs in all, and how it goes.
 
     Raises:
-        StoreError: a store lacks images, or two stores do not fit.
+        StoreError: a store lacks images or views, or two stores do not fit.
         DataError: the split leaves a part empty, or there is no such class.
         RunError: the train split has one class, or a head diverged.
+        SettingsError: the memory is too little for the smallest window, or for folds.
         WriteError: the disk is full.
     """
-    if not stores:
+    if not grids:
         raise StoreError(f"no feature stores in {dataset}: run 'cxr extract' first")
-    images = stores[0].image_table if table is None else table
-    for store in stores:
-        _require_images(store, images, stores[0])
+    first = stores_of(grids[0].source)[0]
+    images = first.image_table if table is None else table
+    for grid_ in grids:
+        for store in stores_of(grid_.source):
+            require_images(store, images, first)
+            require_views(store, grid_.views)
     divided = split(images, rule, seed=split_seed)
-    _require_classes(images, divided)
+    require_classes(images, divided)
     positive_index = positive_class(images.classes, positive)
-    run_id = _run_id(stores, images, divided, configs, views, positive_index)
-    folder = dataset / RUNS_NAME / run_id
-    if (folder / "run.json").is_file():
-        try:
-            known = Outcome(folder=folder, record=load_run(folder), reused=True)
-            (folder / "run.json").touch()  # The report takes the run that was asked for last.
-            return known
-        except RunError:
-            pass  # A damaged run is made again.
+    sizes = len(divided.train), len(divided.val), len(divided.test)
+    windows = [window_for(grid_, sizes, memory) for grid_ in grids]
+    grids = [_windowed(grid_, window) for grid_, window in zip(grids, windows, strict=True)]
+    shifts = shift_folds(images, divided) if folds else ()
+    if shifts and any(window is not None for window in windows):
+        raise SettingsError("folds are held out in memory: give more --memory, or select by clean or views")
+    name = run_id(grids, images, divided, positive_index, [one.fold.name for one in shifts])
+    folder, unfinished = dataset / RUNS_NAME / name, UnfinishedRun(dataset, name)
+    if (known := _known(folder)) is not None:
+        unfinished.remove()
+        return known
     started = time.perf_counter()
     results: list[_StoreHeads] = []
-    for number, store in enumerate(stores):
-        on_epoch = None if on_progress is None else _overall(on_progress, store, number, len(stores), configs)
-        results.append(_fit_store(store, images, divided, configs, views, positive_index, device, on_epoch))
+    held_out: list[SplitLogits] = []
+    progress = RunProgress(grids, shifts, on_progress)
+    for grid_, window in zip(grids, windows, strict=True):
+        kept = partial(unfinished.of, grid_.source.fingerprint, grid_.views)
+        backbone, epochs = grid_.source.backbone, sum(config.epochs for config in grid_.configs)
+        told = progress.fit(backbone, epochs)
+        results.append(_fit_store(grid_, images, divided, positive_index, device, window is not None, told, kept()))
+        if shifts:
+            held_out.append(cross_fit(grid_, images, divided, shifts, device=device, kept=kept, tell=progress.fit))
     record = RunRecord(
         format_version=FORMAT_VERSION,
-        run_id=run_id,
+        run_id=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         dataset=dataset.name,
-        images_sha256=_images_sha256(images),
+        images_sha256=images_sha256(images),
         classes=images.classes,
         positive=positive_index,
         split_rule=rule,
@@ -135,49 +189,55 @@ def run_experiment(
         n={"train": len(divided.train), "val": len(divided.val), "test": len(divided.test)},
         straddling=len(divided.straddling),
         seconds=time.perf_counter() - started,
-        provenance=_provenance(),
+        provenance=provenance(),
         heads=tuple(record for result in results for record in result.records),
     )
-    folder = save_run(
-        dataset,
-        record,
-        [head.weights.tensors() for result in results for head in result.fitted],
-        _split_logits(images, divided.val, [pair for result in results for pair in result.val]),
-        _split_logits(images, divided.test, [pair for result in results for pair in result.test]),
-    )
-    return Outcome(folder=folder, record=record, reused=False)
+    with unfinished.exclusive():
+        # Another process may have made the same run meanwhile: a whole one is never replaced.
+        if (known := _known(folder)) is None:
+            save_run(
+                dataset,
+                record,
+                [head.weights.tensors() for result in results for head in result.fitted],
+                _split_logits(images, divided.val, [pair for result in results for pair in result.val]),
+                _split_logits(images, divided.test, [pair for result in results for pair in result.test]),
+                {FOLDS_NAME: held_out_of(held_out, shifts).to_bytes()} if shifts else None,
+            )
+        unfinished.remove()
+    return known or Outcome(folder=folder, record=record, reused=False, continued=unfinished.heads)
+
+
+def _known(folder: Path) -> Outcome | None:
+    """The run that is saved there."""
+    if not (folder / "run.json").is_file():
+        return None
+    try:
+        known = Outcome(folder=folder, record=load_run(folder), reused=True)
+    except RunError:
+        return None  # A damaged run is made again.
+    (folder / "run.json").touch()  # The report takes the run that was asked for last.
+    return known
 
 
 def _fit_store(
-    store: FeatureStore,
+    grid_: StoreGrid,
     images: ImageTable,
     divided: Split,
-    configs: Sequence[HeadConfig],
-    views: int | None,
     positive: int,
     device: str,
+    stream: bool,
     on_epoch: Callable[[EpochProgress], None] | None,
+    kept: KeptGroups,
 ) -> _StoreHeads:
-    count = store.view_count if views is None else views
-    features = {
-        name: store.views(images.image_id[rows].tolist(), count)
-        for name, rows in (("train", divided.train), ("val", divided.val), ("test", divided.test))
-    }
-    label = images.label
-    classes = len(images.classes)
-    fitted = fit(
-        Samples(features=features["train"], labels=label[divided.train], classes=classes),
-        Samples(features=features["val"], labels=label[divided.val], classes=classes),
-        configs,
-        device=device,
-        on_epoch=on_epoch,
-    )
-    val = [_clean_and_mean(head, features["val"]) for head in fitted]
-    test = [_clean_and_mean(head, features["test"]) for head in fitted]
+    store, count = grid_.source, grid_.views
+    label, splits = images.label, (divided.train, divided.val, divided.test)
+    train_samples, val_samples, test_samples = samples_of(store, images, splits, count, stream=stream)
+    fitted = fit(train_samples, val_samples, grid_.configs, device=device, on_epoch=on_epoch, kept=kept)
+    val, test = clean_and_mean(fitted, val_samples), clean_and_mean(fitted, test_samples)
     records = [
         HeadRecord(
-            backbone=store.spec.backbone,
-            fingerprint=store.spec.fingerprint,
+            backbone=store.backbone,
+            fingerprint=store.fingerprint,
             views=count,
             config=head.config,
             class_weight=head.class_weight,
@@ -186,38 +246,11 @@ def _fit_store(
             stop_reason=head.stop_reason,
             penalty=head.history.penalty[head.best_epoch],
             val=evaluate(val[number][0], label[divided.val], positive),
-            test=evaluate(test[number][0], label[divided.test], positive),
             val_view_mean=evaluate(val[number][1], label[divided.val], positive),
-            test_view_mean=evaluate(test[number][1], label[divided.test], positive),
         )
         for number, head in enumerate(fitted)
     ]
     return _StoreHeads(fitted=fitted, records=records, val=val, test=test)
-
-
-def _overall(
-    on_progress: Callable[[int, int, str], None],
-    store: FeatureStore,
-    number: int,
-    stores: int,
-    configs: Sequence[HeadConfig],
-) -> Callable[[EpochProgress], None]:
-    """Turn one store's progress into that of the whole run."""
-    epochs = sum(config.epochs for config in configs)
-
-    def tell(now: EpochProgress) -> None:
-        alive = now.heads - now.heads_done
-        remark = f"{store.spec.backbone}: {alive} heads left, best val loss {now.best_val_loss:.4f}"
-        on_progress((number + 1) * epochs - now.head_epochs_left, stores * epochs, remark)
-
-    return tell
-
-
-def _clean_and_mean(head: FittedHead, features: FeatureArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits [n, K] of the clean view, and their mean over the views, of features [n, V, D]."""
-    n, views, dim = features.shape
-    every = logits(head.weights, features.reshape(n * views, dim)).reshape(n, views, -1)
-    return every[:, 0], every.mean(axis=1, dtype=np.float32)
 
 
 def _split_logits(
@@ -232,64 +265,8 @@ def _split_logits(
     )
 
 
-def _require_images(store: FeatureStore, images: ImageTable, first: FeatureStore) -> None:
-    """Every image must be in the store with its present content.
-
-    Raises:
-        StoreError: images are missing or have changed since they were extracted.
-    """
-    known = dict(zip(store.image_table.image_id, store.image_table.sha256, strict=True))
-    wanted = zip(images.image_id, images.sha256, strict=True)
-    missing = [image_id for image_id, digest in wanted if known.get(image_id) != digest]
-    if missing:
-        against = "" if store is first else f", unlike {first.path}"
-        raise store.lacking(len(missing), len(images), missing[0], against)
-
-
-def _require_classes(images: ImageTable, divided: Split) -> None:
-    """A head needs two classes to learn from.
-
-    Raises:
-        RunError: the train images are all of one class.
-    """
-    present = np.unique(images.label[divided.train])
-    if len(present) < 2:
-        name = images.classes[int(present[0])]
-        raise RunError(
-            f"all {len(divided.train)} train images are {name}: a head needs two classes; check the labels with "
-            "'cxr data check'"
-        )
-
-
-def _run_id(
-    stores: Sequence[FeatureStore],
-    images: ImageTable,
-    divided: Split,
-    configs: Sequence[HeadConfig],
-    views: int | None,
-    positive: int,
-) -> str:
-    """Name a run by all that determines it."""
-    content = {
-        "cxr": version("cxr"),
-        "images": _images_sha256(images),
-        "stores": [[store.spec.fingerprint, store.view_count if views is None else views] for store in stores],
-        "split": [divided.rule, divided.seed],
-        "positive": positive,
-        "configs": [asdict(config) for config in configs],
-    }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return f"{divided.rule}-{digest[:10]}"
-
-
-def _images_sha256(images: ImageTable) -> str:
-    digest = hashlib.sha256(json.dumps(images.classes).encode())
-    for row in zip(images.image_id, images.sha256, images.label.tolist(), images.patient_id, images.split, strict=True):
-        digest.update(json.dumps(row).encode())
-    return digest.hexdigest()
-
-
-def _provenance() -> dict[str, str]:
-    packages = {name: version(name) for name in ("cxr", "torch", "numpy", "scikit-learn", "h5py")}
-    here = {"python": platform.python_version(), "machine": platform.machine()}
-    return {**packages, **here, "cores": str(os.cpu_count())}
+def _windowed(grid_: StoreGrid, window: int | None) -> StoreGrid:
+    """The same heads, with the shuffle window that the memory allows."""
+    if window is None:
+        return grid_
+    return replace(grid_, configs=tuple(replace(config, window=window) for config in grid_.configs))

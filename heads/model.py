@@ -128,11 +128,22 @@ class HiddenLayer(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """The weights (or their gradients) of G heads: kernel [G, H, K] (linear: [G, D, K]), bias [G, K]."""
+    """The weights (or their gradients) of G heads: kernel [G, K, H] (linear: [G, K, D]), bias [G, K].
+
+    The last kernel lies class by class, other than in a fitted head: products this narrow run 3 to 5 times
+    faster so, and one class of all linear heads is one matrix.
+    """
 
     hidden: HiddenLayer | None
     kernel: Tensor
     bias: Tensor
+
+
+def fitted(heads: Heads, head: int) -> HeadWeights:
+    """Copy one of G heads into the weights of a fitted head."""
+    named = {f"hidden.{name}": tensor for name, tensor in heads.hidden._asdict().items()} if heads.hidden else {}
+    named |= {"kernel": heads.kernel.mT, "bias": heads.bias}
+    return _head_weights({name: tensor[head].cpu().numpy().copy() for name, tensor in named.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,16 +188,14 @@ class Layout:
         tensors, start = {}, 0
         for name, shape in self.shapes().items():
             stop = start + math.prod(shape)
-            tensors[name] = rows[:, start:stop].view(len(rows), *shape)
+            tensors[name] = rows[:, start:stop].view(len(rows), *(shape[::-1] if name == "kernel" else shape))
             start = stop
         hidden = {name.removeprefix("hidden."): tensor for name, tensor in tensors.items() if "." in name}
         return Heads(HiddenLayer(**hidden) if hidden else None, tensors["kernel"], tensors["bias"])
 
     def head_weights(self, row: Tensor) -> HeadWeights:
         """Copy one row of the weight matrix, [width], into the weights of a fitted head."""
-        pieces = torch.split(row.cpu(), [math.prod(shape) for shape in self.shapes().values()])
-        named = zip(self.shapes().items(), pieces, strict=True)
-        return _head_weights({name: piece.numpy().reshape(shape).copy() for (name, shape), piece in named})
+        return fitted(self.views(row[None]), 0)
 
     def initial(self, seeds: Sequence[int]) -> Tensor:
         """Return the weight matrix of untrained heads, [G, width] float32, as Keras initialises them.
@@ -196,12 +205,12 @@ class Layout:
         """
         rows = torch.zeros(len(seeds), self.width)
         heads = self.views(rows)
-        kernels = [heads.kernel] if heads.hidden is None else [heads.hidden.kernel, heads.kernel]
+        kernels = [heads.kernel.mT] if heads.hidden is None else [heads.hidden.kernel, heads.kernel.mT]
         for index, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed)
             for kernel in kernels:
                 limit = math.sqrt(6 / (kernel.shape[1] + kernel.shape[2]))
-                kernel[index].uniform_(-limit, limit, generator=generator)
+                kernel[index] = torch.empty(kernel.shape[1:]).uniform_(-limit, limit, generator=generator)
         if heads.hidden is not None:
             heads.hidden.gamma.fill_(1)
             heads.hidden.running_var.fill_(1)

@@ -13,17 +13,16 @@ from sklearn.metrics import auc, roc_curve
 
 from featcache import atomic
 from heads.metrics import probabilities
-from heads.report import Row
-from heads.runs import load_logits
+from heads.report import ReportRow
 
 TRAIN_COLOUR, VAL_COLOUR, TEST_COLOUR = "#b5541c", "#1f5fa8", "#222222"
 """Told apart by those who see no red, and in grey."""
 
 
 def write_figures(
-    row: Row, folder: Path, kind: Literal["png", "svg"] = "png", *, view_mean: bool = False
+    row: ReportRow, folder: Path, kind: Literal["png", "svg"] = "png", *, view_mean: bool = False
 ) -> list[Path]:
-    """Write the three pictures of a row's head and return their paths.
+    """Write the pictures of a row's head and return their paths; an ensemble has no learning curves.
 
     Args:
         row: the row; the seed of its lowest val loss is drawn.
@@ -32,11 +31,11 @@ def write_figures(
         view_mean: matrix and ROC of the mean logit over the views instead of the clean view.
 
     Raises:
-        RunError: the run's logits are damaged.
         WriteError: the folder cannot be written.
     """
-    figures = {"learning-curves": learning_curves(row), "confusion-matrix": confusion(row, view_mean=view_mean)}
-    if len(row.run.classes) == 2:
+    figures = {} if row.row.chosen is None else {"learning-curves": learning_curves(row)}
+    figures["confusion-matrix"] = confusion(row, view_mean=view_mean)
+    if len(row.row.run.classes) == 2:
         figures["roc"] = roc(row, view_mean=view_mean)
     paths: list[Path] = []
     for name, figure in figures.items():
@@ -50,9 +49,15 @@ def write_figures(
     return paths
 
 
-def learning_curves(row: Row) -> Figure:
-    """Loss and accuracy of train and val by epoch, the kept epoch marked."""
-    record = row.chosen
+def learning_curves(row: ReportRow) -> Figure:
+    """Loss and accuracy of train and val by epoch, the kept epoch marked.
+
+    Raises:
+        ValueError: the row is an ensemble.
+    """
+    record = row.row.chosen
+    if record is None:
+        raise ValueError(f"learning_curves: {row.name} is an ensemble, which was not trained")
     history = record.history
     epochs = np.arange(1, len(history.val_loss) + 1)
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -71,30 +76,30 @@ def learning_curves(row: Row) -> Figure:
     return figure
 
 
-def confusion(row: Row, *, view_mean: bool = False) -> Figure:
+def confusion(row: ReportRow, *, view_mean: bool = False) -> Figure:
     """Images of test by true class and decision at threshold 0.5."""
-    counts = np.array((row.chosen.test_view_mean if view_mean else row.chosen.test).confusion_matrix)
+    counts = np.array(row.figures("test", view_mean=view_mean).metrics[row.row.best].confusion_matrix)
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.imshow(counts, cmap="Blues", vmin=0)
     for (true, decided), count in np.ndenumerate(counts):
         colour = "white" if count > counts.max() / 2 else "black"
         axes.text(decided, true, f"{count}", ha="center", va="center", color=colour, fontsize=14)
-    classes = row.run.classes
+    classes = row.row.run.classes
     axes.set(xlabel="decision", ylabel="truth", title=f"{row.name}: test, n = {counts.sum()}")
     axes.set_xticks(range(len(classes)), classes)
     axes.set_yticks(range(len(classes)), classes, rotation=90, va="center")
     return figure
 
 
-def roc(row: Row, *, view_mean: bool = False) -> Figure:
+def roc(row: ReportRow, *, view_mean: bool = False) -> Figure:
     """Sensitivity against 1 - specificity of val and test."""
-    head, positive = row.heads[row.best], row.run.positive
+    head, positive = row.row.best, row.row.run.positive
     figure = Figure(figsize=(4.8, 4.6), layout="constrained")
     axes = figure.subplots()
-    for split, colour, style in (("val", VAL_COLOUR, "--"), ("test", TEST_COLOUR, "-")):
-        loaded = load_logits(row.folder, "val" if split == "val" else "test")
-        logits = loaded.logits_view_mean if view_mean else loaded.logits
+    splits = (("val", row.row.val, VAL_COLOUR, "--"), ("test", row.test_logits, TEST_COLOUR, "-"))
+    for split, loaded, colour, style in splits:
+        logits = loaded.of("view_mean" if view_mean else "clean")
         truth = loaded.label == positive
         if truth.all() or not truth.any():
             continue

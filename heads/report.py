@@ -1,278 +1,211 @@
-"""The comparison table: the rows of all runs of a data set, seeds folded together, one of them selected by val.
+"""The comparison table: what val chose, then what test says of it, with intervals and paired tests.
 
-Test figures pass through here untouched: ``selection`` is given those of val alone.
+The order is the point: ``decide`` is done before ``open_test`` is called, and no figure of test goes back.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import RunError
-from heads.config import HeadConfig
-from heads.metrics import Metrics
-from heads.runs import RUNS_NAME, HeadRecord, RunRecord, load_run, run_folders
-from heads.selection import Candidate, best_seed, select
+import numpy as np
+from threadpoolctl import threadpool_limits
 
-FIGURES = ("accuracy", "loss", "auc", "sensitivity", "specificity", "f1")
+from heads.comparison import AgainstSelected, Gain, against_selected, gain_of_views
+from heads.decision import Decision, decide
+from heads.figures import Figures, figures_json, figures_of, points_json, spread
+from heads.intervals import Resamples
+from heads.metrics import evaluate
+from heads.rows import Row
+from heads.runs import KINDS, Kind, SplitLogits
+from heads.sealed import open_test
 
-
-@dataclass(frozen=True, kw_only=True)
-class PaperRow:
-    """A row of the study's table: accuracies in percent, loss with Keras' penalty added in."""
-
-    name: str
-    val_accuracy: float
-    test_accuracy: float
-    test_loss: float
+SUFFIX: dict[Kind, str] = {"clean": "", "view_mean": "_view_mean"}
+"""How the keys of the JSON tell the kinds of logits apart."""
 
 
-PAPER = (
-    PaperRow(name="InceptionV3", val_accuracy=94.14, test_accuracy=79.81, test_loss=0.5028),
-    PaperRow(name="VGG19", val_accuracy=91.04, test_accuracy=84.01, test_loss=0.5791),
-    PaperRow(name="EfficientNetB4", val_accuracy=96.5, test_accuracy=78.17, test_loss=0.5403),
-    PaperRow(name="ResNet50", val_accuracy=98.08, test_accuracy=90.77, test_loss=0.2251),
-    PaperRow(name="EfficientNetB4 + L2", val_accuracy=94.49, test_accuracy=84.96, test_loss=1.2863),
-    PaperRow(name="ResNet50 + L2", val_accuracy=95.04, test_accuracy=92.34, test_loss=0.3553),
-)
-
-PAPER_FINAL = (
-    "the paper's final ResNet50 + L2: accuracy 91.51, sensitivity 0.9205, specificity 0.9060, F1 0.9313, AUC 0.9706, "
-    "TN 212, FP 22, FN 31, TP 359; its test losses include the L2 penalty, ours are the cross-entropy alone"
-)
-"""The study's own evaluation of its final head."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One configuration on one backbone and split; its seeds are folded together.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReportRow:
+    """A row with its figures.
 
     Attributes:
-        name: what the table calls it.
-        folder: the run's folder.
-        run: the run it stands in.
-        heads: indices of its heads in the run, one a seed.
-        records: their figures, in the same order.
-        best: index into ``records`` of the seed of the lowest val loss.
-        selected: whether val chose this row.
+        row: what val knows and chose of it.
+        test_logits: its logits on test.
+        val: figures by kind of logits.
+        test: likewise.
+        against_selected: paired tests on test against the selected row, by kind; None where there are none.
+        gain_of_views: of a selected row with several views, by split.
     """
 
-    name: str
-    folder: Path
-    run: RunRecord
-    heads: tuple[int, ...]
-    records: tuple[HeadRecord, ...]
-    best: int
-    selected: bool = False
+    row: Row
+    test_logits: SplitLogits
+    val: Mapping[Kind, Figures]
+    test: Mapping[Kind, Figures]
+    against_selected: Mapping[Kind, AgainstSelected | None]
+    gain_of_views: Mapping[str, Gain] | None
 
     @property
-    def config(self) -> HeadConfig:
-        """The configuration, with the first seed."""
-        return self.records[0].config
-
-    def figure(self, split: str, name: str) -> list[float | None]:
-        """A figure of ``val`` or ``test`` (``…_view_mean`` for the mean over the views), one a seed."""
-        return [getattr(getattr(record, split), name) for record in self.records]
+    def name(self) -> str:
+        """What the table calls it."""
+        return self.row.name
 
     @property
-    def chosen(self) -> HeadRecord:
-        """The head that stands for the row: the seed of the lowest val loss."""
-        return self.records[self.best]
+    def selected(self) -> bool:
+        """Whether val chose this row."""
+        return self.row.selected
+
+    def figures(self, split: str, *, view_mean: bool = False) -> Figures:
+        """Figures of ``val`` or ``test``, of the clean view or of the mean over the views."""
+        return (self.val if split == "val" else self.test)["view_mean" if view_mean else "clean"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Report:
     """All rows of a data set.
 
     Attributes:
-        dataset: its name.
-        rows: in the order backbone, split, configuration.
+        decision: what val chose.
+        rows: in the decision's order.
         warnings: what a reader must know before trusting a figure.
     """
 
-    dataset: str
-    rows: tuple[Row, ...]
+    decision: Decision
+    rows: tuple[ReportRow, ...]
     warnings: tuple[str, ...]
 
     @property
-    def selected(self) -> tuple[Row, ...]:
-        """The rows that val chose, one a split: val losses compare within a split only."""
+    def dataset(self) -> str:
+        """The data set's name."""
+        return self.decision.dataset
+
+    @property
+    def selected(self) -> tuple[ReportRow, ...]:
+        """The rows that val chose, one a split."""
         return tuple(row for row in self.rows if row.selected)
 
     def to_json(self) -> dict[str, Any]:
         """The stable form that ``cxr report --json`` prints."""
         rows = [_row_json(row) for row in self.rows]
-        return {"dataset": self.dataset, "rows": rows, "warnings": list(self.warnings)}
+        return {
+            "dataset": self.dataset,
+            "selected_by": self.decision.rule,
+            "rows": rows,
+            "warnings": list(self.warnings),
+        }
 
 
-def build_report(dataset: Path, run_ids: Sequence[str] = ()) -> Report:
-    """Read the runs of a data set and fold them into rows.
-
-    Where several runs hold a configuration, the one of the most seeds counts, and the newest of equals; on other
-    images, the newest.
+def build_report(
+    dataset: Path,
+    run_ids: Sequence[str] = (),
+    *,
+    rule: str = "clean",
+    ensembles: bool = False,
+    operating_rules: Sequence[str] = (),
+) -> Report:
+    """Decide by val, then open test, and give every row its figures.
 
     Args:
         dataset: ``cache/<dataset>``.
         run_ids: take these runs only.
+        rule: by which rows are selected, of ``heads.selection.SELECTION_RULES``.
+        ensembles: add rows of ensembles.
+        operating_rules: beside ``heads.selection.OPERATING_RULES``.
 
     Raises:
         RunError: no runs, an unknown run, or a damaged one.
     """
-    folders = run_folders(dataset)
-    unknown = sorted(set(run_ids) - {folder.name for folder in folders})
-    if unknown:
-        known = ", ".join(folder.name for folder in folders) or "none"
-        raise RunError(f"no run {unknown[0]} in {dataset}; there are: {known}")
-    chosen = [folder for folder in folders if not run_ids or folder.name in run_ids]
-    if not chosen:
-        others = sorted(path.parent.name for path in dataset.parent.glob(f"*/{RUNS_NAME}"))
-        held = f" (there are runs of {', '.join(others)})" if others else ""
-        raise RunError(f"no runs in {dataset}: run 'cxr fit-head' first{held}")
-    # By when a run was last asked for: one that was read back is as new as one that was fitted.
-    chosen.sort(key=lambda folder: (folder / "run.json").stat().st_mtime_ns)
-    runs = [(load_run(folder), folder) for folder in chosen]
-    kept: dict[tuple[Any, ...], Row] = {}
-    for run, folder in runs:
-        grouped: dict[tuple[Any, ...], list[int]] = {}
-        for head, record in enumerate(run.heads):
-            grouped.setdefault(_key(run, record), []).append(head)
-        for key, heads in grouped.items():
-            row = _row(run, folder, heads)
-            if key not in kept or _supersedes(row, kept[key]):
-                kept[key] = row
-    rows = list(kept.values())
-    rows.sort(key=lambda row: (row.run.split_rule, row.run.split_seed, row.chosen.backbone, row.chosen.fingerprint))
-    rows = _named(rows)
-    for group in {_split_of(row): None for row in rows}:
-        members = [number for number, row in enumerate(rows) if _split_of(row) == group]
-        choice = members[select([_candidate(rows[number]) for number in members])]
-        rows[choice] = replace(rows[choice], selected=True)
-    return Report(dataset=dataset.name, rows=tuple(rows), warnings=tuple(_warnings(rows)))
-
-
-def spread(values: Sequence[float | None]) -> float | dict[str, float] | None:
-    """One value as it is, several as mean and standard deviation (n - 1); None where one is missing."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values) or not known:
-        return None
-    if len(known) == 1:
-        return known[0]
-    return {"mean": statistics.fmean(known), "sd": statistics.stdev(known)}
-
-
-def _key(run: RunRecord, record: HeadRecord) -> tuple[Any, ...]:
-    seedless = replace(record.config, seed=0)
-    return run.split_rule, run.split_seed, run.positive, record.backbone, record.fingerprint, record.views, seedless
-
-
-def _supersedes(newer: Row, older: Row) -> bool:
-    return newer.run.images_sha256 != older.run.images_sha256 or len(newer.records) >= len(older.records)
-
-
-def _row(run: RunRecord, folder: Path, heads: Sequence[int]) -> Row:
-    records = tuple(run.heads[head] for head in heads)
-    candidate = Candidate(name="", val_losses=tuple(record.val.loss for record in records))
-    return Row(name="", folder=folder, run=run, heads=tuple(heads), records=records, best=best_seed(candidate))
-
-
-def _split_of(row: Row) -> tuple[str, int]:
-    return row.run.split_rule, row.run.split_seed
-
-
-def _candidate(row: Row) -> Candidate:
-    return Candidate(name=row.name, val_losses=tuple(record.val.loss for record in row.records))
-
-
-def _named(rows: list[Row]) -> list[Row]:
-    """Name rows as the study does (``ResNet50 + L2``), adding whatever else tells them apart."""
-    configs = [row.config for row in rows]
-    several = {
-        field: len({getattr(config, field) for config in configs}) > 1
-        for field in ("hidden", "lr", "epochs", "patience", "batch_size", "class_weights", "view_policy")
-    }
-    prints: dict[str, set[str]] = {}
-    for row in rows:
-        prints.setdefault(row.chosen.backbone, set()).add(row.chosen.fingerprint)
-    short = {backbone: backbone.removeprefix("torchvision:").partition("@")[0] for backbone in prints}
-    splits = {_split_of(row) for row in rows}
-    positives = {row.run.positive for row in rows}
-    view_counts = {(row.chosen.fingerprint, row.chosen.views) for row in rows}
-    named: list[Row] = []
-    for row in rows:
-        config, backbone = row.config, row.chosen.backbone
-        # Library and options only where two backbones would share the short name.
-        name = short[backbone] if list(short.values()).count(short[backbone]) == 1 else backbone
-        if len(prints[backbone]) > 1:
-            name += f" [{row.chosen.fingerprint[:6]}]"
-        name += f" + L2 {config.l2:g}" if config.l2 else ""
-        extras = [
-            {"hidden": "linear" if config.hidden == 0 else f"hidden {config.hidden}"}.get(
-                field, f"{field} {getattr(config, field)}"
+    decision = decide(dataset, run_ids, rule=rule, ensembles=ensembles, operating_rules=operating_rules)
+    tests = open_test(decision)
+    drawn: dict[Any, Resamples] = {}
+    pairs = {kind: against_selected(decision.rows, tests, kind) for kind in KINDS}
+    # Many small products: to share each among threads would take longer than to compute it.
+    with threadpool_limits(1, user_api="blas"):
+        rows = [
+            ReportRow(
+                row=row,
+                test_logits=test,
+                val={kind: _figures(row, row.val, kind, drawn, on_val=True) for kind in KINDS},
+                test={kind: _figures(row, test, kind, drawn, on_val=False) for kind in KINDS},
+                against_selected={kind: pairs[kind][number] for kind in KINDS},
+                gain_of_views=_gains(row, test),
             )
-            for field, differs in several.items()
-            if differs
+            for number, (row, test) in enumerate(zip(decision.rows, tests, strict=True))
         ]
-        if len({count for fingerprint, count in view_counts if fingerprint == row.chosen.fingerprint}) > 1:
-            extras.append(f"{row.chosen.views} view{'s' * (row.chosen.views > 1)}")
-        if len(positives) > 1:
-            extras.append(f"positive {row.run.classes[row.run.positive]}")
-        if len(splits) > 1:
-            extras.append(f"{row.run.split_rule} split" + (f" {row.run.split_seed}" if row.run.split_seed else ""))
-        named.append(replace(row, name=", ".join([name, *extras])))
-    return named
+    return Report(decision=decision, rows=tuple(rows), warnings=tuple(_warnings(decision)))
 
 
-def _warnings(rows: Sequence[Row]) -> list[str]:
-    notes: list[str] = []
+def _figures(row: Row, split: SplitLogits, kind: Kind, drawn: dict[Any, Resamples], *, on_val: bool) -> Figures:
+    """A row's figures; rows of the same images share the resamples of their patients."""
+    positive = row.run.positive
+    key = (positive, split.image_id, split.patient_id, split.label.tobytes())
+    if key not in drawn:
+        drawn[key] = Resamples(split.label == positive, np.array(split.patient_id))
+    logits = split.of(kind)
+    return figures_of(
+        split,
+        logits,
+        row.metrics[kind] if on_val else tuple(evaluate(head, split.label, positive) for head in logits),
+        drawn[key],
+        positive=positive,
+        best=row.best,
+        temperature=row.choices[kind].temperature,
+        points=row.choices[kind].operating_points,
+        with_intervals=not on_val,
+    )
+
+
+def _gains(row: Row, test: SplitLogits) -> dict[str, Gain] | None:
+    if not row.selected or np.array_equal(row.val.logits, row.val.logits_view_mean):
+        return None
+    return {"val": gain_of_views(row, row.val), "test": gain_of_views(row, test)}
+
+
+def _warnings(decision: Decision) -> list[str]:
+    rows, notes = decision.rows, list(decision.notes)
     straddling = {row.run.split_rule: row.run.straddling for row in rows if row.run.straddling}
     notes += [
         f"{patients} patients have images in both train and val of the {rule} split: its val figures flatter"
         for rule, patients in straddling.items()
     ]
-    if len({_split_of(row) for row in rows}) > 1:
+    if len({row.split for row in rows}) > 1:
         notes.append("the rows stand on different splits: compare val figures within a split only")
     if len({row.run.images_sha256 for row in rows}) > 1:
         notes.append("the images or labels changed between the runs: run 'cxr fit-head' again to compare the rows")
-    n = min(row.run.n["test"] for row in rows)
-    notes.append(f"with {n} test images, an accuracy of 90 % is known to ±{196 * (0.09 / n) ** 0.5:.1f} points")
     if min(row.run.n["val"] for row in rows) < 100:
         notes.append(f"val has only {min(row.run.n['val'] for row in rows)} images: what it selects is mostly chance")
     return notes
 
 
-def _row_json(row: Row) -> dict[str, Any]:
-    config = {key: value for key, value in row.config.to_json().items() if key != "seed"}
-    return {
+def _row_json(one: ReportRow) -> dict[str, Any]:
+    row = one.row
+    config = {key: value for key, value in row.config.to_json().items() if key != "seed"} if row.config else None
+    first = row.records[0] if row.records else None
+    ensemble = {"kind": row.ensemble.kind, "of": list(row.ensemble.of)} if row.ensemble else None
+    held: dict[str, Any] = {
         "name": row.name,
-        "backbone": row.chosen.backbone,
-        "fingerprint": row.chosen.fingerprint,
-        "run": row.run.run_id,
+        "backbone": first.backbone if first else None,
+        "fingerprint": first.fingerprint if first else None,
+        "run": row.run.run_id if first else None,
         "head": config,
-        "views": row.chosen.views,
+        "views": first.views if first else None,
+        "ensemble": ensemble,
         "split": row.run.split_rule,
         "split_seed": row.run.split_seed,
         "positive": row.run.classes[row.run.positive],
-        "seeds": len(row.records),
+        "seeds": row.seeds,
         "selected": row.selected,
         "n": row.run.n,
         "straddling_patients": row.run.straddling,
-        "val": _split_json(row, "val"),
-        "test": {**_split_json(row, "test"), "penalty": spread([record.penalty for record in row.records])},
-        "val_view_mean": _split_json(row, "val_view_mean"),
-        "test_view_mean": _split_json(row, "test_view_mean"),
     }
-
-
-def _split_json(row: Row, split: str) -> dict[str, Any]:
-    figures: dict[str, Any] = {name: spread(row.figure(split, name)) for name in FIGURES}
-    metrics: list[Metrics] = [getattr(record, split) for record in row.records]
-    confusions = [one.confusion for one in metrics]
-    if all(confusion is not None for confusion in confusions):
-        cells = ("tn", "fp", "fn", "tp")
-        figures["confusion"] = {cell: spread([getattr(confusion, cell) for confusion in confusions]) for cell in cells}
-    else:
-        figures["confusion_matrix"] = [list(line) for line in metrics[row.best].confusion_matrix]
-    return figures
+    penalty = None if row.ensemble else spread([record.penalty for record in row.records])
+    for kind, suffix in SUFFIX.items():
+        pair = one.against_selected[kind]
+        held[f"val{suffix}"] = figures_json(one.val[kind])
+        held[f"test{suffix}"] = figures_json(one.test[kind]) | ({} if suffix else {"penalty": penalty})
+        held[f"temperature{suffix}"] = row.choices[kind].temperature
+        held[f"operating_points{suffix}"] = points_json(one.test[kind], one.val[kind])
+        held[f"against_selected{suffix}"] = pair.to_json() if pair else None
+    gain = one.gain_of_views
+    return {**held, "gain_of_views": {split: found.to_json() for split, found in gain.items()} if gain else None}

@@ -1,8 +1,8 @@
 """A run: the saved outcome of one ``fit-head``, in a folder that is whole or absent.
 
-``run.json`` holds configurations, histories and figures, ``weights.safetensors`` the heads, ``val.npz`` and
-``test.npz`` the logits. The two splits' logits lie apart so that what chooses can be given the one without the
-other.
+``run.json`` holds configurations, histories and figures of val, ``weights.safetensors`` the heads, ``val.npz`` and
+``test.npz`` the logits. What is read here says nothing of test: its logits are ``heads.sealed``'s to read, and its
+figures are computed from them once all is chosen (docs/adr/0006-sealed-test.md).
 """
 
 from __future__ import annotations
@@ -21,21 +21,24 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from featcache import atomic
-from featcache.errors import RunError
+from featcache.errors import OutdatedRunError, RunError
 from featcache.splits import SplitRule
 from heads.config import HeadConfig
 from heads.early_stopping import History
 from heads.metrics import Metrics
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RUNS_NAME = "runs"
+VAL_NAME = "val.npz"
 
-SplitName = Literal["val", "test"]
+Kind = Literal["clean", "view_mean"]
+KINDS: tuple[Kind, ...] = ("clean", "view_mean")
+"""Logits of the clean view, and their mean over the views."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadRecord:
-    """One fitted head's figures.
+    """One fitted head and its figures, of which none is of test.
 
     Attributes:
         backbone: the frozen network's name.
@@ -48,9 +51,7 @@ class HeadRecord:
         stop_reason: why training ended.
         penalty: λ·Σw² of the kept weights.
         val: figures on the clean view of val.
-        test: figures on the clean view of test.
         val_view_mean: figures of the mean logit over the views of val.
-        test_view_mean: likewise of test.
     """
 
     backbone: str
@@ -63,9 +64,7 @@ class HeadRecord:
     stop_reason: str
     penalty: float
     val: Metrics
-    test: Metrics
     val_view_mean: Metrics
-    test_view_mean: Metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,21 +106,26 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A run and its folder; ``reused`` when the very same run was there already."""
+    """A run and its folder; ``reused`` when the very same run was there already.
+
+    ``continued`` counts the heads that were trained before an interruption.
+    """
 
     folder: Path
     record: RunRecord
     reused: bool
+    continued: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """What ``cxr fit-head --json`` prints of it."""
         record = self.record
         named = {"run": record.run_id, "folder": str(self.folder), "heads": len(record.heads), "reused": self.reused}
-        return {**named, "seconds": record.seconds, "n": record.n}
+        return {**named, "continued": self.continued, "seconds": record.seconds, "n": record.n}
 
     def in_words(self) -> str:
         """The same, as a sentence."""
         how = "read back, nothing changed" if self.reused else f"fitted in {self.record.seconds:.1f} s"
+        how += f" ({self.continued} of them before an interruption)" if self.continued else ""
         n = self.record.n
         return f"{len(self.record.heads)} heads {how} on {n['train']} train and {n['val']} val images, in {self.folder}"
 
@@ -144,8 +148,20 @@ class SplitLogits:
     image_id: tuple[str, ...]
     patient_id: tuple[str, ...]
 
+    def of(self, kind: Kind) -> NDArray[np.float32]:
+        """The logits of a kind, [heads, n, K]."""
+        return self.logits if kind == "clean" else self.logits_view_mean
+
 
 _RECORD = TypeAdapter(RunRecord)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Version:
+    format_version: int
+
+
+_VERSION = TypeAdapter(_Version)
 
 
 def save_run(
@@ -154,8 +170,17 @@ def save_run(
     weights: Sequence[Mapping[str, NDArray[np.float32]]],
     val: SplitLogits,
     test: SplitLogits,
+    others: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write a run's folder, replacing one of the same id; returns the folder.
+
+    Args:
+        dataset: ``cache/<dataset>``.
+        record: what ``run.json`` holds.
+        weights: of each head, by the names of ``HeadWeights.tensors``.
+        val: logits of val.
+        test: logits of test.
+        others: further files by name.
 
     Raises:
         WriteError: the disk is full or the folder cannot be written.
@@ -173,8 +198,8 @@ def save_run(
     with atomic.new_folder(folder) as temporary:
         (temporary / "run.json").write_bytes(_RECORD.dump_json(record, indent=1))
         (temporary / "weights.safetensors").write_bytes(save(tensors))
-        (temporary / "val.npz").write_bytes(_npz(val))
-        (temporary / "test.npz").write_bytes(_npz(test))
+        for name, content in {VAL_NAME: npz_bytes(val), "test.npz": npz_bytes(test), **(others or {})}.items():
+            (temporary / name).write_bytes(content)
     return folder
 
 
@@ -182,29 +207,41 @@ def load_run(folder: Path) -> RunRecord:
     """Read and check ``run.json``.
 
     Raises:
-        RunError: no run there, a damaged one, or one of another version.
+        OutdatedRunError: it is of another version.
+        RunError: no run there, or a damaged one.
     """
     path = folder / "run.json"
     try:
-        record = _RECORD.validate_json(path.read_bytes())
+        data = path.read_bytes()
+        found = _VERSION.validate_json(data).format_version
+        if found != FORMAT_VERSION:
+            raise OutdatedRunError(f"{path} has format {found}, this cxr reads {FORMAT_VERSION}: fit again")
+        record = _RECORD.validate_json(data)
     except FileNotFoundError as error:
         raise RunError(f"no run in {folder}: 'cxr fit-head' makes one") from error
     except (OSError, ValidationError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
         raise RunError(f"{path} is damaged ({what}): delete {folder} and run 'cxr fit-head' again") from error
-    if record.format_version != FORMAT_VERSION:
-        raise RunError(f"{path} has format {record.format_version}, this cxr reads {FORMAT_VERSION}: fit again")
     return record
 
 
-def load_logits(folder: Path, split: SplitName) -> SplitLogits:
-    """Read the logits of one split.
+def load_logits(folder: Path) -> SplitLogits:
+    """Read the logits of val.
 
     Raises:
         RunError: the file is missing or damaged.
     """
-    path = folder / f"{split}.npz"
+    return read_logits(folder / VAL_NAME)
+
+
+def read_logits(path: Path) -> SplitLogits:
+    """Read and check one file of logits.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    folder = path.parent
     try:
         # From memory: numpy leaves a file open that turns out to be no zip.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
@@ -218,8 +255,10 @@ def load_logits(folder: Path, split: SplitName) -> SplitLogits:
     except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{path} is damaged ({error}): delete {folder} and run 'cxr fit-head' again") from error
     n = len(loaded.label)
-    if loaded.logits.ndim != 3 or loaded.logits.shape[1] != n or {len(loaded.image_id), len(loaded.patient_id)} != {n}:
-        raise RunError(f"{path} is damaged: its arrays differ in length")
+    shape = loaded.logits.shape
+    fits = len(shape) == 3 and shape[1] == n and loaded.logits_view_mean.shape == shape
+    if not fits or {len(loaded.image_id), len(loaded.patient_id)} != {n}:
+        raise RunError(f"{path} is damaged: its arrays differ in length; delete {folder} and run 'cxr fit-head' again")
     return loaded
 
 
@@ -229,14 +268,16 @@ def run_folders(dataset: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/run.json")) if folder.is_dir() else []
 
 
-def _npz(split: SplitLogits) -> bytes:
+def npz_bytes(split: SplitLogits, more: Mapping[str, NDArray[Any]] | None = None) -> bytes:
+    """A file of logits, and of further arrays that go with them."""
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        logits=split.logits,
-        logits_view_mean=split.logits_view_mean,
-        label=split.label,
-        image_id=np.array(split.image_id, np.str_),
-        patient_id=np.array(split.patient_id, np.str_),
-    )
+    arrays: dict[str, Any] = {
+        **(more or {}),
+        "logits": split.logits,
+        "logits_view_mean": split.logits_view_mean,
+        "label": split.label,
+        "image_id": np.array(split.image_id, np.str_),
+        "patient_id": np.array(split.patient_id, np.str_),
+    }
+    np.savez(buffer, **arrays)
     return buffer.getvalue()

@@ -8,13 +8,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from featcache.errors import RunError, StoreError
+from featcache.joined import JOINT
 from featcache.store import FeatureStore, open_store, store_folders
+from heads.decision import decide
 from heads.model import HeadWeights
-from heads.report import build_report
 from heads.runs import HeadRecord, RunRecord, run_folders
-
-JOINED = "+"
-"""Between the names of backbones whose features are joined end to end."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,21 +53,22 @@ def choose_head(dataset: Path, run_id: str | None = None, number: int | None = N
     folders = run_folders(dataset)
     if run_id is None and folders:
         run_id = max(folders, key=lambda folder: (folder / "run.json").stat().st_mtime_ns).name
-    report = build_report(dataset, [] if run_id is None else [run_id])
+    decision = decide(dataset, [] if run_id is None else [run_id])
     if number is None:
-        row = report.selected[0]
-        number = row.heads[row.best]
+        row = decision.selected[0]
+        number = row.members[0].heads[row.best]
     else:
-        found = [row for row in report.rows if number in row.heads]
+        found = [row for row in decision.rows if number in row.members[0].heads]
         if not found:
-            last = len(report.rows[0].run.heads) - 1
+            last = len(decision.rows[0].run.heads) - 1
             raise RunError(
                 f"no head {number} in run {run_id}, whose heads are 0 to {last}: 'cxr report --json' lists them"
             )
         row = found[0]
-    seed = f", seed {row.run.heads[number].config.seed}" if len(row.heads) > 1 else ""
-    weights = load_weights(row.folder, number)
-    return SavedHead(name=f"{row.name}{seed}", folder=row.folder, run=row.run, number=number, weights=weights)
+    seed = f", seed {row.run.heads[number].config.seed}" if row.seeds > 1 else ""
+    folder = row.members[0].folder
+    weights = load_weights(folder, number)
+    return SavedHead(name=f"{row.name}{seed}", folder=folder, run=row.run, number=number, weights=weights)
 
 
 def load_weights(folder: Path, number: int) -> HeadWeights:
@@ -110,7 +109,7 @@ def store_of(dataset: Path, head: SavedHead) -> FeatureStore:
             store = open_store(folder)
             if store.spec.fingerprint == record.fingerprint:
                 return store
-    if JOINED in record.backbone:
+    if JOINT in record.fingerprint:
         raise RunError(
             f"head {head.number} of run {head.run.run_id} stands on the joined features of {record.backbone}: name a "
             "head of one backbone with --head N"

@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cache, partial
+from threading import Lock
+from typing import Protocol
 
 import torch
 
-from heads.config import HeadConfig
+from featcache.errors import RunError
+from featcache.runtime import has_fast_bfloat16
+from heads.config import HeadConfig, ViewPolicy
 from heads.early_stopping import EarlyStopping, History
 from heads.group import FittedHead, train_group
 from heads.model import Layout
-from heads.samples import Rows, Samples, check, class_weights, epoch_order
+from heads.samples import Feed, Rows, Samples, check, class_weights, epoch_order, epoch_stream
+from heads.scaling import Scaling
+from heads.streaming import StoredSamples, StreamedRows
+from heads.workers import run_groups
 
 __all__ = ["EpochProgress", "FittedHead", "History", "Samples", "epoch_order", "fit"]
 
-# A group's weights, gradients, moments, batch and activations are walked through in every step; while they
-# stay in the last-level cache that costs little beside the products.
-CPU_GROUP_BYTES = 24 * 2**20
+# A group's weights, gradients, moments, batch and activations are walked through in every step by one thread;
+# while those of all threads stay in the last-level cache that costs little beside the products.
+CPU_GROUP_BYTES = 12 * 2**20
 DEVICE_GROUP_SHARE = 0.5  # of an accelerator's free memory
 
 
@@ -33,6 +42,7 @@ class EpochProgress:
     Args:
         heads: heads in all.
         heads_done: heads that have stopped.
+        epoch: epochs that the group has trained; 0 where it was trained before an interruption.
         head_epochs_done: epochs trained, summed over the heads.
         head_epochs_left: epochs that are left at most; falls faster where heads stop early.
         best_val_loss: the lowest so far of all heads.
@@ -40,75 +50,131 @@ class EpochProgress:
 
     heads: int
     heads_done: int
+    epoch: int
     head_epochs_done: int
     head_epochs_left: int
     best_val_loss: float
 
 
+class KeptGroups(Protocol):
+    """Where trained groups are kept, so that an interrupted fit goes on."""
+
+    def load(self, configs: Sequence[HeadConfig]) -> list[FittedHead] | None:
+        """Return the group of exactly these heads, where it has been trained before."""
+
+    def keep(self, heads: Sequence[FittedHead]) -> None:
+        """Keep a group that has been trained."""
+
+
 def fit(
-    train: Samples,
-    val: Samples,
+    train: Samples | StoredSamples,
+    val: Samples | StoredSamples,
     configs: Sequence[HeadConfig],
     *,
     device: str = "cpu",
     on_epoch: Callable[[EpochProgress], None] | None = None,
+    kept: KeptGroups | None = None,
 ) -> list[FittedHead]:
     """Train one head for each configuration.
 
     Args:
-        train: the train split.
+        train: the train split; of ``StoredSamples`` a head reads one window after the other (``HeadConfig.window``).
         val: the val split, which stops the heads and chooses their epoch.
         configs: the heads.
         device: a torch device.
         on_epoch: told after each epoch of each group.
+        kept: asked for each group before it is trained, and given it afterwards. Groups are formed of all heads, so
+            that those trained before and after an interruption are the same to the bit.
 
     Returns:
         The fitted heads, in the order of ``configs``.
 
     Raises:
-        RunError: the splits can not train a head, or one diverged in its first epoch; the message says which.
+        StoreError: a part of stored samples is missing or damaged.
+        RunError: the splits can not train a head, one diverged in its first epoch, or the device has no fast
+            products in the precision asked for; the message says which.
         ValueError: the splits do not fit each other.
     """
     check(train, val)
+    _check_precision(configs, device)
     place = torch.device(device)
     clean_only = all(config.view_policy == "clean" for config in configs)
-    train_rows = Rows.of(train, place, clean_only=clean_only)
-    val_rows = Rows.of(val, place)
-    weights = [class_weights(train.labels, train.classes, config.class_weights) for config in configs]
+    # One is the whole split where any head's is.
+    window = 0 if any(config.window == 0 for config in configs) else max((c.window for c in configs), default=0)
+    train_rows = _feed(train, place, window, clean_only=clean_only)
+    val_rows = _feed(val, place, window)
+    stoppings = [EarlyStopping(config) for config in configs]
     fitted: dict[int, FittedHead] = {}
-    for members in _groups(configs, train_rows, train.classes):
-        finished = list(fitted.values())
-        waiting = [configs[head] for head in range(len(configs)) if head not in fitted and head not in members]
+    in_order = Lock()  # what is told never goes back
 
-        def tell(
-            stoppings: Sequence[EarlyStopping],
-            finished: Sequence[FittedHead] = finished,
-            waiting: Sequence[HeadConfig] = waiting,
-        ) -> None:
-            if on_epoch is not None:
-                on_epoch(_progress(finished, stoppings, waiting))
+    @cache
+    def scaling(policy: ViewPolicy) -> Scaling:
+        return Scaling.of(train, policy, place)
 
-        with torch.no_grad():
-            heads = train_group(
-                [configs[head] for head in members],
-                [weights[head] for head in members],
-                train_rows,
-                val_rows,
-                train.classes,
-                tell,
-            )
+    def train_members(members: Sequence[int], tell: Callable[[EpochProgress], None]) -> None:
+        def tell_progress(epoch: int | None = None) -> None:
+            with in_order:
+                tell(_progress(stoppings, members, epoch))
+
+        group = [configs[head] for head in members]
+        heads = None if kept is None else kept.load(group)
+        if heads is None:
+            with torch.no_grad():  # which torch keeps a thread
+                heads = train_group(
+                    [stoppings[head] for head in members],
+                    [class_weights(train.labels, train.classes, config.class_weights) for config in group],
+                    train_rows,
+                    val_rows,
+                    train.classes,
+                    scaling(group[0].view_policy) if group[0].standardise else None,
+                    tell_progress,
+                )
+            if kept is not None:
+                kept.keep(heads)
+        else:
+            for head, trained in zip(members, heads, strict=True):
+                stoppings[head].resume(trained.history, trained.stop_reason)
+            tell_progress(epoch=0)
         fitted.update(zip(members, heads, strict=True))
+
+    groups = [partial(train_members, members) for members in _groups(configs, train_rows, train.classes)]
+    # An accelerator takes one group after the other, as large as its memory; and so does a budget of memory.
+    side_by_side = place.type == "cpu" and not isinstance(train, StoredSamples)
+    threads = torch.get_num_threads()
+    with closing(run_groups(groups, threads, at_once=threads if side_by_side else 1)) as told:
+        for progress in told:
+            if on_epoch is not None:
+                on_epoch(progress)
     return [fitted[head] for head in range(len(configs))]
 
 
-def _groups(configs: Sequence[HeadConfig], train: Rows, classes: int) -> Iterator[list[int]]:
-    """Yield the heads of each group: of equal hidden and batch size, and no more than the memory suits."""
-    shapes: dict[tuple[int, int], list[int]] = {}
+def _feed(samples: Samples | StoredSamples, device: torch.device, window: int, *, clean_only: bool = False) -> Feed:
+    if isinstance(samples, StoredSamples):
+        return StreamedRows(samples, device, window, clean_only=clean_only)
+    return Rows.of(samples, device, clean_only=clean_only)
+
+
+def _check_precision(configs: Sequence[HeadConfig], device: str) -> None:
+    if any(config.precision == "bfloat16" for config in configs) and not has_fast_bfloat16(device):
+        what = f"{device} has no products in bfloat16 of its own, and emulated ones are slower than float32's"
+        raise RunError(f"{what}: say precision float32")
+
+
+def _groups(configs: Sequence[HeadConfig], train: Feed, classes: int) -> Iterator[list[int]]:
+    """Yield the heads of each group: of equal shape and treatment, and no more than the memory suits.
+
+    On a processor also of equal batches, which they then share.
+    """
+    device = train.device
+    alike: dict[tuple[object, ...], list[int]] = {}
     for head, config in enumerate(configs):
-        shapes.setdefault((config.hidden, config.batch_size), []).append(head)
-    for (hidden, batch_size), members in shapes.items():
-        layout = Layout(features=train.features.shape[1], hidden=hidden, classes=classes)
-        size = group_size(layout, min(batch_size, len(train.labels)), train.features.device)
+        key = (config.hidden, config.batch_size, config.view_policy, config.standardise, config.precision)
+        shared = epoch_stream(config) if device.type == "cpu" else ()
+        alike.setdefault((*key, config.window, *shared), []).append(head)
+    for members in alike.values():
+        first = configs[members[0]]
+        layout = Layout(features=train.width, hidden=first.hidden, classes=classes)
+        size = group_size(layout, min(first.batch_size, train.images), device)
         # Evenly: 9 heads in groups of at most 4 are 3 + 3 + 3.
         count = math.ceil(len(members) / size)
         for part in range(count):
@@ -117,24 +183,20 @@ def _groups(configs: Sequence[HeadConfig], train: Rows, classes: int) -> Iterato
 
 def group_size(layout: Layout, batch: int, device: torch.device) -> int:
     """Return how many heads to train at once: as many as the cache, or the accelerator's memory, holds."""
-    # Weights, gradient, two moments; the batch; a, c and dh of the backward pass. Four bytes each.
-    floats = 4 * layout.width + batch * (layout.features + 3 * layout.hidden)
-    budget = float(CPU_GROUP_BYTES)
+    # Weights, gradient, two moments; a, c and dh of the backward pass, or z and dz of a linear head. Four bytes each.
+    floats = 4 * layout.width + batch * (3 * layout.hidden + 2 * layout.classes)
+    shared = batch * layout.features  # the batch
     if device.type == "cuda":
-        budget = DEVICE_GROUP_SHARE * torch.cuda.mem_get_info(device)[0]
-    return max(1, int(budget // (4 * floats)))
+        return max(1, int(DEVICE_GROUP_SHARE * torch.cuda.mem_get_info(device)[0] // (4 * (floats + shared))))
+    return max(1, (CPU_GROUP_BYTES // 4 - shared) // floats)
 
 
-def _progress(
-    finished: Sequence[FittedHead], stoppings: Sequence[EarlyStopping], waiting: Sequence[HeadConfig]
-) -> EpochProgress:
-    runs = [stopping.epochs_run for stopping in stoppings]
-    left = [0 if s.stopped else s.config.epochs - run for s, run in zip(stoppings, runs, strict=True)]
-    losses = [head.history.val_loss[head.best_epoch] for head in finished]
+def _progress(stoppings: Sequence[EarlyStopping], members: Sequence[int], epoch: int | None) -> EpochProgress:
     return EpochProgress(
-        heads=len(finished) + len(stoppings) + len(waiting),
-        heads_done=len(finished) + sum(stopping.stopped is not None for stopping in stoppings),
-        head_epochs_done=sum(head.epochs_run for head in finished) + sum(runs),
-        head_epochs_left=sum(left) + sum(config.epochs for config in waiting),
-        best_val_loss=min(losses + [stopping.best_loss for stopping in stoppings]),
+        heads=len(stoppings),
+        heads_done=sum(stopping.stopped is not None for stopping in stoppings),
+        epoch=max(stoppings[head].epochs_run for head in members) if epoch is None else epoch,
+        head_epochs_done=sum(stopping.epochs_run for stopping in stoppings),
+        head_epochs_left=sum(0 if s.stopped else s.config.epochs - s.epochs_run for s in stoppings),
+        best_val_loss=min(stopping.best_loss for stopping in stoppings),
     )

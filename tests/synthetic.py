@@ -19,7 +19,7 @@ from featcache.spec import FeatureSpec
 from featcache.store import FeatureStore, open_store
 from heads.config import HeadConfig
 from heads.early_stopping import History
-from heads.metrics import Confusion, Metrics
+from heads.metrics import Confusion, Metrics, evaluate
 from heads.runs import FORMAT_VERSION, HeadRecord, RunRecord, SplitLogits, save_run
 
 COUNTS = {"train": (20, 40), "val": (4, 4), "test": (12, 18)}
@@ -99,17 +99,15 @@ def metrics(loss: float = 0.5, accuracy: float = 0.8, **figures: Any) -> Metrics
 def head(
     config: HeadConfig | None = None,
     val: Metrics | None = None,
-    test: Metrics | None = None,
     *,
     backbone: str = "resnet50",
     fingerprint: str = "f" * 64,
     views: int = 1,
     penalty: float = 0.0,
     val_view_mean: Metrics | None = None,
-    test_view_mean: Metrics | None = None,
 ) -> HeadRecord:
-    """A fitted head's record with the figures given."""
-    val, test = val or metrics(), test or metrics()
+    """A fitted head's record with the figures of val given."""
+    val = val or metrics()
     return HeadRecord(
         backbone=backbone,
         fingerprint=fingerprint,
@@ -128,9 +126,7 @@ def head(
         stop_reason="patience",
         penalty=penalty,
         val=val,
-        test=test,
         val_view_mean=val_view_mean or val,
-        test_view_mean=test_view_mean or test,
     )
 
 
@@ -155,23 +151,44 @@ def run(*heads: HeadRecord, run_id: str = "patient-0", **changes: Any) -> RunRec
     return RunRecord(heads=heads, **given)
 
 
-def split_logits(heads: int = 1, n: int = 10, classes: int = 2, seed: int = 0) -> SplitLogits:
-    """Logits that lean towards the right class."""
+def split_logits(
+    heads: int = 1, n: int = 10, classes: int = 2, seed: int = 0, *, lean: float = 1.0, split: str = "test"
+) -> SplitLogits:
+    """Logits that lean towards the right class; each patient has two images of one class."""
     rng = np.random.default_rng(seed)
-    label = np.arange(n) % classes
-    logits = rng.standard_normal((heads, n, classes)) + np.eye(classes)[label]
+    label = np.arange(n) // 2 % classes
+    logits = rng.standard_normal((heads, n, classes)) + lean * np.eye(classes)[label]
     return SplitLogits(
         logits=logits.astype(np.float32),
-        logits_view_mean=(logits / 2).astype(np.float32),
+        logits_view_mean=(logits + rng.standard_normal(logits.shape) / 4).astype(np.float32),
         label=label,
-        image_id=tuple(f"test/{number}.jpeg" for number in range(n)),
-        patient_id=tuple(f"test/{number}" for number in range(n)),
+        image_id=tuple(f"{split}/{number}.jpeg" for number in range(n)),
+        patient_id=tuple(f"{split}/{number // 2}" for number in range(n)),
     )
 
 
-def saved(dataset: Path, record: RunRecord) -> Path:
-    """Save a run with logits and weights that mean nothing; returns its folder."""
+def saved(dataset: Path, record: RunRecord, val: SplitLogits | None = None, test: SplitLogits | None = None) -> Path:
+    """Save a run with weights that mean nothing, and logits that fit no figure unless given; returns its folder."""
     count, classes = len(record.heads), len(record.classes)
     weights = [{"kernel": np.ones((3, classes), np.float32), "bias": np.zeros(classes, np.float32)}] * count
-    logits = [split_logits(count, classes=classes, seed=seed) for seed in (1, 2)]
-    return save_run(dataset, record, weights, *logits)
+    val = val or split_logits(count, 24, classes, seed=1, split="val")
+    return save_run(dataset, record, weights, val, test or split_logits(count, 24, classes, seed=2))
+
+
+def fitted(dataset: Path, *configs: HeadConfig, seed: int = 0, n: int = 60, **changes: Any) -> Path:
+    """Save a run whose figures of val are those of its logits of val."""
+    given = {name: changes.pop(name) for name in ("backbone", "fingerprint", "views") if name in changes}
+    lean = changes.pop("lean", 1.5)
+    count = len(configs)
+    val = split_logits(count, n, seed=2 * seed, lean=lean, split="val")
+    test = split_logits(count, n, seed=2 * seed + 1, lean=lean)
+    heads = [
+        head(
+            config,
+            evaluate(val.logits[number], val.label),
+            val_view_mean=evaluate(val.logits_view_mean[number], val.label),
+            **given,
+        )
+        for number, config in enumerate(configs)
+    ]
+    return saved(dataset, run(*heads, **changes), val, test)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import machine, scale
+from bench import machine, scale, statistics
 
 
 @pytest.fixture
@@ -68,3 +68,12 @@ def test_a_step_of_the_scale_benchmark_runs_in_a_process_of_its_own(tmp_path: Pa
     outcome = scale.child("table", tmp_path, parts=2, images=3)
     assert set(outcome["laps"]) == {"read the CSV"}
     assert outcome["peak"] > 10e6
+
+
+def test_the_benchmark_of_statistics_measures_all_that_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "IMAGES", {"train": 90, "val": 40, "test": 30})
+    monkeypatch.setattr(statistics, "LOOP", 2)
+    lines = statistics.measure(rows=8, seeds=2, rounds=1)
+    assert [len(line) for line in lines] == [len(statistics.HEADER)] * 5
+    assert all(float(line[1]) >= 0 for line in lines)
+    assert "a report of 8 rows × 2 seeds" in lines[3][0]

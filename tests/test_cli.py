@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,6 +244,72 @@ def test_a_fit_says_when_the_images_are_not_there_and_goes_on(work: Path) -> Non
     assert "the images are not here: using the image table kept in" in result.err
 
 
+GRID = """
+[[head]]
+backbone = ["tiny_network:tiny", "tiny_network:tiny+tiny_network:other"]
+hidden = [0, 4]
+seeds = 2
+
+[[head]]
+hidden = 4
+lr = 1e-2
+"""
+
+
+def test_a_grid_of_a_file_is_a_run_that_the_report_shows(work: Path) -> None:
+    done("extract", "-b", "tiny_network:other", cwd=work)
+    (work / "grid.toml").write_text(GRID)
+    result = done("grid", "--file", "grid.toml", "--l2", "0.25", "--json", cwd=work)
+    assert "heads left, epoch 3, best val loss" in result.err
+    # Two stores, one of them joined, by two widths by two seeds; and two stores by two seeds at another rate.
+    assert (result.json["heads"], result.json["reused"], result.json["continued"]) == (8 + 4, False, 0)
+    rows = done("report", "--run", result.json["run"], "--json", cwd=work).json["rows"]
+    assert {(row["backbone"], row["head"]["hidden"], row["head"]["lr"], row["head"]["l2"]) for row in rows} == {
+        *(("tiny_network:tiny", hidden, 1e-3, 0.25) for hidden in (0, 4)),
+        *(("tiny_network:tiny+tiny_network:other", hidden, 1e-3, 0.25) for hidden in (0, 4)),
+        *((f"tiny_network:{name}", 4, 1e-2, 0.25) for name in ("tiny", "other")),
+    }
+    again = done("grid", "--file", "grid.toml", "--l2", "0.25", cwd=work)
+    assert again.out.startswith("12 heads read back, nothing changed")
+    assert not (work / "cache" / "films" / "unfinished").exists()
+
+
+def test_backbones_joined_by_a_plus_are_fitted_as_one(work: Path) -> None:
+    done("extract", "-b", "tiny_network:other", cwd=work)
+    joined = "tiny_network:other+tiny_network:tiny"
+    held = done("fit-head", "-b", joined, "--seeds", "1", "--json", cwd=work).json
+    rows = done("report", "--run", held["run"], "--json", cwd=work).json["rows"]
+    assert {row["backbone"] for row in rows} == {joined}
+
+
+def test_the_presets_file_is_printed_to_start_from(job: Job, tmp_path: Path) -> None:
+    shown = done("grid", "--preset", "paper", "--l2", "0.01", "--seeds", "5", "--show", cwd=tmp_path).out
+    declared = tomllib.loads(shown)["head"]
+    assert declared == [
+        {"backbone": ["inception_v3", "vgg19", "efficientnet_b4", "resnet50"], "l2": 0, "seeds": 5},
+        {"backbone": ["efficientnet_b4", "resnet50"], "l2": [0.01], "seeds": 5},
+    ]
+    message = cxr("grid", "--preset", "paper", cwd=job.folder).error
+    wanted = "--backbone inception_v3 --backbone vgg19 --backbone efficientnet_b4 --backbone resnet50"
+    assert f"run 'cxr extract {wanted}' first" in message
+
+
+def test_wrong_grids_are_wrong_usage_or_an_error_of_one_line(work: Path) -> None:
+    (work / "grid.toml").write_text(GRID)
+    assert "either --file" in cxr("grid", cwd=work).line_of_exit(2)
+    assert "either --file" in cxr("grid", "--file", "grid.toml", "--preset", "paper", cwd=work).line_of_exit(2)
+    assert "wanted paper" in cxr("grid", "--preset", "study", cwd=work).line_of_exit(2)
+    (work / "said.toml").write_text('split = "paper"\n[[head]]')
+    assert "--split would change nothing" in cxr(
+        "grid", "--file", "said.toml", "--split", "folders", cwd=work
+    ).line_of_exit(2)
+    (work / "wrong.toml").write_text("[[head]]\nl3 = 0")
+    assert (
+        "wrong.toml, head 1: unknown key 'l3'; did you mean l2?" in cxr("grid", "--file", "wrong.toml", cwd=work).error
+    )
+    assert "no grid file absent.toml" in cxr("grid", "--file", "absent.toml", cwd=work).error
+
+
 # ---- JSON
 
 
@@ -319,7 +386,7 @@ def test_report_json_has_the_keys_that_others_script_against(job: Job) -> None:
         assert row["n"].keys() == {"train", "val", "test"}
         assert row["val"].keys() >= {"accuracy", "loss", "auc"}
         assert row["test"].keys() >= TEST_KEYS
-        assert row["test"]["accuracy"].keys() >= {"mean", "sd"}
+        assert row["test"]["accuracy"].keys() == {"mean", "sd", "value", "low", "high"}
     assert sum(row["selected"] for row in held["rows"]) == 1
 
 
@@ -370,7 +437,9 @@ def test_the_reports_forms_tell_the_same_figures(job: Job) -> None:
         assert float(line["test_auc_sd"]) == row["test"]["auc"]["sd"]
     text = done("report", "--format", "markdown", cwd=job.folder).out
     for row in rows:
-        assert f"| {row['test']['loss']['mean']:.4f} ± {row['test']['loss']['sd']:.4f} |" in text
+        loss = row["test"]["loss"]
+        told = f"{loss['mean']:.4f} ± {loss['sd']:.4f} ({loss['low']:.3f}–{loss['high']:.3f})"
+        assert f"| {told} |" in text
 
 
 def test_the_papers_rows_stand_below_ours_when_asked_for(job: Job) -> None:
@@ -393,6 +462,58 @@ def test_view_mean_figures_are_other_figures(job: Job) -> None:
     mean = done("report", "--format", "csv", "--view-mean", cwd=job.folder).out
     assert clean.splitlines()[0] == mean.splitlines()[0]
     assert clean != mean
+
+
+def test_ensembles_are_rows_when_asked_for_by_flag_variable_or_file(work: Path) -> None:
+    asked = done("report", "--ensembles", "--json", cwd=work).json["rows"]
+    assert [row["ensemble"] and row["ensemble"]["kind"] for row in asked] == [None, None, "seeds", "seeds"]
+    assert done("report", "--json", cwd=work, CXR_ENSEMBLES="1").json["rows"] == asked
+    assert len(done("report", "--no-ensembles", "--json", cwd=work, CXR_ENSEMBLES="1").json["rows"]) == 2
+    done("extract", "-b", "tiny_network:other", cwd=work)
+    done("fit-head", cwd=work)
+    kinds = [
+        row["ensemble"] and row["ensemble"]["kind"]
+        for row in done("report", "--ensembles", "--json", cwd=work).json["rows"]
+    ]
+    assert kinds == [None] * 4 + ["seeds"] * 4 + ["backbones"]
+    assert "mean of 2 backbones: mean of the logits" in done("report", "--ensembles", cwd=work).out
+
+
+def test_the_rule_of_selection_is_told_and_may_be_another(job: Job) -> None:
+    for rule, words in (("clean", "mean val loss of the clean view"), ("views", "mean val loss of the mean over the")):
+        assert f"selected on validation alone (lowest {words}" in done("report", "--select", rule, cwd=job.folder).out
+        held = done("report", "--json", cwd=job.folder, CXR_SELECT=rule).json
+        assert held["selected_by"] == rule
+        losses = [row["val_view_mean" if rule == "views" else "val"]["loss"]["mean"] for row in held["rows"]]
+        assert [row["selected"] for row in held["rows"]] == [loss == min(losses) for loss in losses]
+    assert "--select is 'test'" in cxr("report", "--select", "test", cwd=job.folder).line_of_exit(2)
+
+
+def test_decisions_at_an_operating_point_are_other_decisions(job: Job) -> None:
+    flags = ["report", "--format", "csv", "--operating-point"]
+    sure, usual = (
+        list(csv.DictReader(io.StringIO(done(*flags, rule, cwd=job.folder).out)))
+        for rule in ("specificity>=0.9", "sensitivity>=1")
+    )
+    for one, other in zip(sure, usual, strict=True):
+        assert one["test_auc"] == other["test_auc"]
+        assert float(one["test_specificity"]) >= float(other["test_specificity"])
+    held = done("report", "--json", "--operating-point", "specificity>=0.9", cwd=job.folder).json
+    assert [point["rule"] for point in held["rows"][0]["operating_points"]][-1] == "specificity>=0.9"
+    message = cxr("report", "--operating-point", "yuden", cwd=job.folder).line_of_exit(2)
+    assert "--operating-point: no rule 'yuden'; there are: youden, f1, sensitivity>=X" in message
+
+
+def test_a_run_of_an_older_format_is_told_and_left_out(work: Path) -> None:
+    (old,) = (work / "cache" / "films" / "runs").iterdir()
+    text = (old / "run.json").read_text()
+    (old / "run.json").write_text(text.replace('"format_version": 2', '"format_version": 1'))
+    assert "has format 1, this cxr reads 2: fit again" in cxr("report", cwd=work).error
+    done("fit-head", "--l2", "0.5", cwd=work)
+    result = done("report", cwd=work)
+    assert f"left out: cache/films/runs/{old.name}/run.json has format 1" in " ".join(result.out.split())
+    assert done("fit-head", cwd=work).out.startswith("4 heads fitted")
+    assert "left out" not in done("report", cwd=work).out
 
 
 def test_figures_are_written_where_asked_and_told_on_stderr(job: Job, tmp_path: Path) -> None:
@@ -735,7 +856,8 @@ def test_an_interrupt_exits_130_says_that_work_is_kept_and_a_rerun_finishes(
     assert out == ""
     assert "Traceback" not in err
     last = err.rstrip("\n").splitlines()[-1]
-    assert last == "cxr: interrupted; finished parts and runs are kept, the same command again goes on from there"
+    said = "finished parts, heads and runs are kept, the same command again goes on from there"
+    assert last == f"cxr: interrupted; {said}"
     assert not list(tmp_path.rglob(".partial-*"))
     monkeypatch.syspath_prepend(tmp_path)
     held = done("extract", "--json", cwd=tmp_path).json

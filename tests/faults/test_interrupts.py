@@ -26,7 +26,7 @@ from faults.conftest import (
 from faults.plans import PART_IMAGES, Blow, Plan
 from faults.watched_network import NOTES, SECONDS
 
-SAID = "cxr: interrupted; finished parts and runs are kept, the same command again goes on from there"
+SAID = "cxr: interrupted; finished parts, heads and runs are kept, the same command again goes on from there"
 AT_ONCE = 5
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import synthetic
 from PIL import Image
 from synthetic import images, write_store
 
@@ -23,6 +24,7 @@ from featcache.workspace import (
     dataset_folder,
     image_table,
     load_backbones,
+    open_sources,
     open_stores,
     present_table,
     scan_images,
@@ -215,6 +217,40 @@ def test_an_unfinished_store_is_passed_over_until_it_is_named_or_alone(two_store
         assert "cxr extract" in message
     shutil.rmtree(finished.path)
     assert "has parts but no features.h5" in refused(StoreError, open_stores, two_stores)
+
+
+def test_stores_joined_by_plus_are_one_source_and_two_stores(two_stores: Settings) -> None:
+    first, second = open_stores(two_stores)
+    names = ["resnet50+mobilenetv2_100", "resnet50", f"{first.path.name}+{second.path.name}"]
+    joined, single, reverse = open_sources(two_stores, names)
+    assert joined.backbone == "resnet50+mobilenetv2_100@pad_type=same"
+    assert joined.fingerprint == f"{second.fingerprint}+{first.fingerprint}"
+    assert (single.path, reverse.backbone) == (second.path, "mobilenetv2_100@pad_type=same+resnet50")
+    assert [store.path for store in open_stores(two_stores, names)] == [second.path, first.path]
+
+
+def test_a_store_whose_own_name_holds_a_plus_is_found_by_it(two_stores: Settings) -> None:
+    own = write_store(two_stores.cache / "films", images(), "resnet50+mobilenetv2_100")
+    assert [store.path for store in open_sources(two_stores, [own.backbone])] == [own.path]
+
+
+def test_all_that_is_missing_is_named_with_one_command_that_makes_it(two_stores: Settings) -> None:
+    message = refused(StoreError, open_sources, two_stores, ["vgg19", "resnet50", "vgg19+inception_v3"])
+    assert "no features of 'vgg19', 'inception_v3' in" in message
+    assert "run 'cxr extract --backbone vgg19 --backbone inception_v3' first" in message
+    assert "lacks a name" in refused(StoreError, open_sources, two_stores, ["resnet50+"])
+
+
+def test_of_several_stores_of_a_name_one_must_be_chosen_to_join(
+    two_stores: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "SPEC", replace(synthetic.SPEC, image_size=64))
+    larger = write_store(two_stores.cache / "films", images(), "resnet50")
+    message = refused(StoreError, open_sources, two_stores, ["mobilenetv2_100+resnet50"])
+    assert "2 stores are called 'resnet50'" in message
+    assert larger.path.name in message
+    (joined,) = open_sources(two_stores, [f"mobilenetv2_100+{larger.path.name}"])
+    assert joined.fingerprint.endswith(larger.fingerprint)
 
 
 # ---- the images as they are now

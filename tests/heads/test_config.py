@@ -20,6 +20,8 @@ CONFIGS = st.builds(
     batch_size=st.integers(2, 10_000),
     class_weights=st.sampled_from(["balanced", "none"]),
     view_policy=st.sampled_from(["random", "clean"]),
+    standardise=st.booleans(),
+    precision=st.sampled_from(["float32", "bfloat16"]),
     seed=st.integers(0, 2**63 - 1),
 )
 
@@ -49,6 +51,7 @@ def test_whole_number_in_json_is_a_float_where_the_field_is_one() -> None:
         ("batch_size", 1),
         ("class_weights", "equal"),
         ("view_policy", "all"),
+        ("precision", "float16"),
         ("seed", -1),
         ("seed", 2**63),
     ],
@@ -60,7 +63,15 @@ def test_value_out_of_range_is_refused_by_name(field: str, value: object) -> Non
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("hidden", "256"), ("hidden", 1.0), ("l2", True), ("lr", None), ("class_weights", 1), ("seed", False)],
+    [
+        ("hidden", "256"),
+        ("hidden", 1.0),
+        ("l2", True),
+        ("lr", None),
+        ("class_weights", 1),
+        ("seed", False),
+        ("standardise", 1),
+    ],
 )
 def test_value_of_the_wrong_type_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"for {field}, got {value!r}"):

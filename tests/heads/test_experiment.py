@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import synthetic
 import torch
 from safetensors.numpy import load_file
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, recall_score, roc_auc_score
@@ -18,6 +19,7 @@ from synthetic import features_of, images, write_store
 from featcache.atomic import WriteError
 from featcache.errors import CxrError, DataError, RunError, StoreError
 from featcache.images import strings
+from featcache.joined import join, part_names
 from featcache.settings import Settings
 from featcache.splits import split
 from featcache.store import FeatureStore
@@ -25,7 +27,8 @@ from heads.config import HeadConfig
 from heads.experiment import configs_of, run_experiment
 from heads.metrics import Metrics, probabilities
 from heads.model import HeadWeights, logits
-from heads.runs import Outcome, SplitLogits, load_logits, load_run
+from heads.report import build_report
+from heads.runs import Outcome, SplitLogits, load_logits, load_run, read_logits
 
 LINEAR = HeadConfig(hidden=0, lr=0.05, epochs=4, patience=4, batch_size=24)
 CONFIGS = (LINEAR, replace(LINEAR, hidden=4, l2=1e-2), replace(LINEAR, hidden=4, l2=1e-2, seed=1))
@@ -97,7 +100,7 @@ def test_stored_logits_are_those_of_the_stored_weights_on_the_stores_features(
     table = store.image_table
     divided = split(table, "patient")
     for name, rows in (("val", divided.val), ("test", divided.test)):
-        stored = load_logits(outcome.folder, "val" if name == "val" else "test")
+        stored = read_logits(outcome.folder / f"{name}.npz")
         assert stored.image_id == tuple(table.image_id[rows])
         np.testing.assert_array_equal(stored.label, table.label[rows])
         clean, second = store.features(stored.image_id), store.features(stored.image_id, view=1)
@@ -124,12 +127,10 @@ def assert_scikit_learn_says_the_same(figures: Metrics, logit: np.ndarray[Any, A
 
 def test_figures_are_those_of_scikit_learn_on_the_stored_logits(usual: tuple[FeatureStore, Outcome]) -> None:
     _, outcome = usual
-    val, test = load_logits(outcome.folder, "val"), load_logits(outcome.folder, "test")
+    val = load_logits(outcome.folder)
     for number, record in enumerate(outcome.record.heads):
         assert_scikit_learn_says_the_same(record.val, val.logits[number], val)
-        assert_scikit_learn_says_the_same(record.test, test.logits[number], test)
         assert_scikit_learn_says_the_same(record.val_view_mean, val.logits_view_mean[number], val)
-        assert_scikit_learn_says_the_same(record.test_view_mean, test.logits_view_mean[number], test)
 
 
 def test_the_penalty_is_that_of_the_stored_kernel_and_val_loss_that_of_the_kept_epoch(
@@ -154,7 +155,7 @@ def test_heads_stand_in_the_order_stores_then_configurations(tmp_path: Path) -> 
     ]
     assert [one.views for one in outcome.record.heads] == [2] * 3 + [3] * 3
     assert [weights.layout.features for weights in weights_of(outcome)] == [6] * 3 + [9] * 3
-    assert load_logits(outcome.folder, "test").logits.shape == (6, 30, 2)
+    assert read_logits(outcome.folder / "test.npz").logits.shape == (6, 30, 2)
 
 
 def test_rows_are_found_by_image_whatever_the_order_in_the_store(tmp_path: Path) -> None:
@@ -166,16 +167,16 @@ def test_rows_are_found_by_image_whatever_the_order_in_the_store(tmp_path: Path)
         [LINEAR],
         table=table,
     )
-    one, other = load_logits(outcome.folder, "test").logits
+    one, other = read_logits(outcome.folder / "test.npz").logits
     np.testing.assert_array_equal(one, other)
 
 
 def test_the_positive_class_swaps_sensitivity_and_specificity(tmp_path: Path) -> None:
     store = write_store(tmp_path, images())
-    figures = run_experiment([store], tmp_path, [LINEAR]).record.heads[0].test
+    figures = run_experiment([store], tmp_path, [LINEAR]).record.heads[0].val
     swapped = run_experiment([store], tmp_path, [LINEAR], positive="NORMAL").record
     assert swapped.positive == 0
-    other = swapped.heads[0].test
+    other = swapped.heads[0].val
     assert (other.sensitivity, other.specificity) == (figures.specificity, figures.sensitivity)
     assert other.auc == pytest.approx(figures.auc)
 
@@ -183,9 +184,9 @@ def test_the_positive_class_swaps_sensitivity_and_specificity(tmp_path: Path) ->
 def test_three_classes_have_a_matrix_and_no_sensitivity(tmp_path: Path) -> None:
     table = images({"train": (20, 30, 25), "test": (5, 6, 7)})
     record = run_experiment([write_store(tmp_path, table)], tmp_path, [LINEAR]).record
-    figures = record.heads[0].test
+    figures = record.heads[0].val
     assert (figures.confusion, figures.sensitivity, figures.specificity) == (None, None, None)
-    assert [sum(row) for row in figures.confusion_matrix] == [5, 6, 7]
+    assert [sum(row) for row in figures.confusion_matrix] == [4, 6, 5]
     assert figures.auc is not None
 
 
@@ -207,13 +208,14 @@ def test_progress_rises_to_the_end_and_names_the_backbone(tmp_path: Path) -> Non
     done = [now[0] for now in told]
     assert done == sorted(done)
     assert {now[1] for now in told} == {2 * 3 * 4} == {done[-1]}
-    assert told[0][2].startswith("one: 3 heads left, best val loss 0.")
+    assert told[0][2].startswith("one: 3 heads left, epoch 1, best val loss 0.")
     assert told[-1][2].startswith("two: 0 heads")
 
 
 def test_configurations_are_the_product_of_what_the_settings_list() -> None:
     values: dict[str, Any] = {"hidden": [0, 8], "l2": [0, 1e-4], "learning_rate": [1e-3], "seeds": 2}
     values |= {"epochs": 7, "patience": 3, "batch_size": 32, "class_weights": "none", "view_policy": "clean"}
+    values |= {"standardise": True, "head_precision": "bfloat16"}
     configs = configs_of(Settings(**values))
     assert len(configs) == 8
     assert {(one.hidden, one.l2, one.lr, one.seed) for one in configs} == {
@@ -221,6 +223,46 @@ def test_configurations_are_the_product_of_what_the_settings_list() -> None:
     }
     assert {(one.epochs, one.patience, one.batch_size) for one in configs} == {(7, 3, 32)}
     assert {(one.class_weights, one.view_policy) for one in configs} == {("none", "clean")}
+    assert {(one.standardise, one.precision) for one in configs} == {(True, "bfloat16")}
+
+
+def test_heads_on_joined_stores_see_both_features_and_bear_both_names(tmp_path: Path) -> None:
+    table = images()
+    one = write_store(tmp_path, table, "one@pad=same", views=2)
+    two = write_store(tmp_path, table, "torchvision:two", views=3, dim=9, seed=1)
+    outcome = run_experiment([one, join([one, two])], tmp_path, [LINEAR])
+    alone, joined = outcome.record.heads
+    assert (joined.backbone, joined.views) == ("one@pad=same+torchvision:two", 2)
+    assert part_names(joined.backbone, joined.fingerprint) == (
+        ("one@pad=same", one.spec.fingerprint),
+        ("torchvision:two", two.spec.fingerprint),
+    )
+    stored = read_logits(outcome.folder / "test.npz")
+    both = np.concatenate([one.features(stored.image_id), two.features(stored.image_id)], axis=1)
+    np.testing.assert_allclose(stored.logits[1], logits(weights_of(outcome)[1], both), rtol=1e-5, atol=1e-5)
+    rows = build_report(tmp_path).rows
+    assert {row.name for row in rows} == {"one", "one+two"}
+    assert alone.views == 2
+
+
+def test_joins_that_differ_in_one_part_alone_are_told_apart_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = images()
+    one, two = write_store(tmp_path, table, "one"), write_store(tmp_path, table, "two", seed=1)
+    monkeypatch.setattr(synthetic, "SPEC", replace(synthetic.SPEC, image_size=64))
+    larger = write_store(tmp_path, table, "two", seed=2)
+    run_experiment([join([one, two]), join([one, larger])], tmp_path, [LINEAR])
+    prints = [store.spec.fingerprint[:6] for store in (one, two, larger)]
+    assert {row.name for row in build_report(tmp_path).rows} == {f"one+two [{prints[0]}+{part}]" for part in prints[1:]}
+
+
+def test_a_joined_store_of_which_a_part_lacks_images_is_refused_by_that_parts_name(tmp_path: Path) -> None:
+    table = images()
+    whole = write_store(tmp_path, table, "resnet50")
+    lacking = write_store(tmp_path, table.take(np.arange(len(table)) != 5), "vgg19")
+    message = refused(StoreError, [join([whole, lacking])], tmp_path, [LINEAR])
+    assert f"vgg19 has no features for 1 of {len(table)} images in {lacking.path}" in message
 
 
 # ---- the same experiment, and another one
@@ -279,9 +321,9 @@ def test_a_run_of_an_older_format_is_made_again(tmp_path: Path) -> None:
     store = write_store(tmp_path, images())
     first = run_experiment([store], tmp_path, [LINEAR])
     held = json.loads((first.folder / "run.json").read_text())
-    (first.folder / "run.json").write_text(json.dumps({**held, "format_version": 0}))
+    (first.folder / "run.json").write_text(json.dumps({**held, "format_version": 1}))
     assert not run_experiment([store], tmp_path, [LINEAR]).reused
-    assert load_run(first.folder).format_version == 1
+    assert load_run(first.folder).format_version == 2
 
 
 # ---- what is refused

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from featcache.errors import RunError
 from heads import train as train_module
 from heads.config import HeadConfig
 from heads.early_stopping import FIGURES
 from heads.group import Group
+from heads.samples import Rows
 from heads.train import FittedHead, Samples, fit
 
 
@@ -48,6 +50,7 @@ def _one_thread() -> Iterator[None]:
         [{"seed": 1}, {"seed": 2}, {"seed": 2**40}],
         [{"class_weights": "none"}, {"class_weights": "balanced"}],
         [{"view_policy": "clean"}, {"view_policy": "random"}],
+        [{"standardise": False}, {"standardise": True}, {"standardise": True, "view_policy": "clean"}],
         [{"patience": 1}, {"patience": 2}, {"patience": 12}],
         [{"epochs": 1}, {"epochs": 5}, {"epochs": 12}],
         [{"batch_size": 8}, {"batch_size": 40}, {"batch_size": 1000}],
@@ -76,9 +79,74 @@ def assert_same(one: FittedHead, other: FittedHead, *, tolerance: float) -> None
 
 
 def test_neighbours_do_not_change_a_bit_of_a_head() -> None:
-    mild, wild = replace(BASE, seed=5), replace(BASE, seed=6, l2=0.5, lr=0.3, class_weights="none")
+    mild, wild = replace(BASE, l2=1e-2), replace(BASE, l2=0.5, lr=0.3, class_weights="none")
     one, other = fit(TRAIN, VAL, [BASE, mild])[0], fit(TRAIN, VAL, [BASE, wild])[0]
     assert_same(one, other, tolerance=0)
+
+
+@pytest.mark.parametrize("hidden", [0, 6])
+def test_number_of_threads_does_not_change_a_bit_of_a_grid_s_heads(hidden: int) -> None:
+    # Groups of one seed each, at least as many as threads: each runs on a thread of its own.
+    configs = [replace(BASE, hidden=hidden, seed=seed, l2=l2) for seed in range(4) for l2 in (0.0, 1e-2)]
+    by_one = fit(TRAIN, VAL, configs)
+    torch.set_num_threads(3)
+    for one, other in zip(by_one, fit(TRAIN, VAL, configs), strict=True):
+        assert one.config == other.config
+        assert_same(one, other, tolerance=0)
+    assert torch.get_num_threads() == 3  # as the caller had it
+
+
+def test_head_in_a_group_of_its_own_equals_head_alone_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As is every head of some size: one fills a core's share of the cache.
+    monkeypatch.setattr(train_module, "CPU_GROUP_BYTES", 1)
+    configs = [replace(BASE, l2=l2, lr=lr) for l2 in (0.0, 1e-2) for lr in (1e-3, 1e-1)]
+    for config, together in zip(configs, fit(TRAIN, VAL, configs), strict=True):
+        assert_same(together, fit(TRAIN, VAL, [config])[0], tolerance=0)
+
+
+@pytest.mark.parametrize("hidden", [0, 6])
+def test_heads_of_different_batches_in_one_group_equal_heads_alone(hidden: int) -> None:
+    """As accelerators group them; a processor's groups share their batches."""
+    configs = [replace(BASE, hidden=hidden), replace(BASE, hidden=hidden, seed=1), replace(BASE, hidden=hidden, lr=0.1)]
+    together, alone = make_group(configs), [make_group([config]) for config in configs]
+    with torch.no_grad():
+        for epoch in range(3):
+            figures = torch.stack(together.train_epoch(epoch, 3))
+            expected = torch.cat([torch.stack(group.train_epoch(epoch, 3)) for group in alone], 1)
+            torch.testing.assert_close(figures, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together.rows, torch.cat([group.rows for group in alone]), rtol=1e-4, atol=1e-5)
+
+
+def make_group(configs: list[HeadConfig]) -> Group:
+    return Group(configs, [(0.9, 1.1)] * len(configs), Rows.of(TRAIN, torch.device("cpu")), 2)
+
+
+@pytest.mark.parametrize("hidden", [0, 6])
+@pytest.mark.parametrize("seeds", [(0, 0, 0), (0, 1, 2)], ids=["batches shared", "batches of their own"])
+def test_dropping_a_stopped_head_changes_nothing_of_those_that_go_on(hidden: int, seeds: tuple[int, int, int]) -> None:
+    configs = [
+        replace(BASE, hidden=hidden, seed=seed, l2=l2, lr=lr)
+        for seed, l2, lr in zip(seeds, (0.0, 1e-3, 1e-1), (1e-3, 1e-2, 1e-1), strict=True)
+    ]
+    whole, dropped = make_group(configs), make_group(configs)
+    with torch.no_grad():
+        for epoch in range(2):
+            whole.train_epoch(epoch, 3)
+            dropped.train_epoch(epoch, 3)
+        dropped.keep([0, 2])
+        for epoch in range(2, 4):
+            whole.train_epoch(epoch, 3)
+            dropped.train_epoch(epoch, 3)
+    assert dropped.configs == [configs[0], configs[2]]
+    # Weights, BatchNorm's running statistics among them, and the optimiser's state; 1e-6 as other shapes may take
+    # other instructions.
+    for ours, theirs in (
+        (dropped.rows, whole.rows),
+        (dropped.adam.first, whole.adam.first),
+        (dropped.adam.second, whole.adam.second),
+    ):
+        torch.testing.assert_close(ours, theirs[[0, 2]], rtol=1e-5, atol=1e-6)
+    assert dropped.adam.steps == whole.adam.steps
 
 
 def test_stopped_head_is_frozen_exactly_while_others_go_on() -> None:
@@ -106,12 +174,13 @@ def test_training_repeats_to_the_bit() -> None:
 def test_head_that_diverges_later_keeps_its_best_weights_and_harms_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    configs = [BASE, replace(BASE, seed=1)]
+    configs = [BASE, replace(BASE, l2=1e-2)]
     expected = [fit(TRAIN, VAL, [replace(BASE, epochs=2)])[0], fit(TRAIN, VAL, [configs[1]])[0]]
     train_epoch = Group.train_epoch
 
     def spoil(group: Group, epoch: int, views: int) -> tuple[torch.Tensor, torch.Tensor]:
         if epoch == 2:
+            assert len(group.rows) == 2
             group.rows[0] = float("nan")
         return train_epoch(group, epoch, views)
 
@@ -126,6 +195,21 @@ def test_clean_policy_looks_at_view_0_alone() -> None:
     spoilt = replace(TRAIN, features=np.concatenate([TRAIN.features[:, :1], TRAIN.features[:, 1:] + 5], axis=1))
     configs = [replace(BASE, view_policy="clean")]
     assert_same(fit(TRAIN, VAL, configs)[0], fit(spoilt, VAL, configs)[0], tolerance=0)
+
+
+def test_bfloat16_is_refused_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "has_fast_bfloat16", lambda _: False)
+    with pytest.raises(RunError, match=r"cpu has no products in bfloat16 of its own.*say precision float32"):
+        fit(TRAIN, VAL, [BASE, replace(BASE, precision="bfloat16")])
+
+
+@pytest.mark.parametrize("hidden", [0, 6])
+def test_head_trained_in_bfloat16_is_about_as_good(hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "has_fast_bfloat16", lambda _: True)  # or emulated, as far as values go
+    full = replace(BASE, hidden=hidden, epochs=6, patience=6)
+    exact, rounded = fit(TRAIN, VAL, [full, replace(full, precision="bfloat16")])
+    assert exact.history.val_loss != rounded.history.val_loss
+    np.testing.assert_allclose(rounded.history.val_loss, exact.history.val_loss, rtol=0.03)
 
 
 def test_float16_features_train_as_their_float32_copies() -> None:

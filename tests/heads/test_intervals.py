@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from heads import intervals
 from heads.auc import auc_interval, components
-from heads.intervals import FigureIntervals, bootstrap, wilson
+from heads.intervals import FigureIntervals, Resamples, bootstrap, wilson
 from heads.metrics import evaluate
 
 NAMES = ("accuracy", "sensitivity", "specificity", "f1")
@@ -93,22 +92,58 @@ def test_copies_of_an_image_tell_nothing_new() -> None:
     assert by_image.high - by_image.low < 0.7 * (by_patient.high - by_patient.low)
 
 
-def test_neither_order_nor_names_nor_block_size_change_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_order_nor_what_is_kept_changes_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     probability, truth, patient = sample(5)
-    expected = bootstrap(probability, truth, patient, resamples=500)
+    expected = bootstrap(probability, truth, patient, resamples=1200)
     order = np.random.default_rng(0).permutation(len(truth))
-    named = np.array([f"person{number}" for number in patient])
-    assert bootstrap(probability[order], truth[order], named[order], resamples=500) == expected
-    monkeypatch.setattr(intervals, "CELLS_AT_ONCE", 64)
-    assert bootstrap(probability, truth, patient, resamples=500) == expected
-    assert bootstrap(probability, truth, patient, resamples=500, seed=1) != expected
+    assert bootstrap(probability[order], truth[order], patient[order], resamples=1200) == expected
+    monkeypatch.setattr(intervals, "COUNTS_KEPT", 64)
+    assert bootstrap(probability, truth, patient, resamples=1200) == expected
+    assert bootstrap(probability, truth, patient, resamples=1200, seed=1) != expected
 
 
-def test_ten_thousand_resamples_of_624_images_take_less_than_two_seconds() -> None:
+def test_heads_resampled_together_have_the_intervals_of_each_alone() -> None:
     probability, truth, patient = sample(6, n=624, people=350)
-    start = time.perf_counter()
-    bootstrap(probability, truth, patient)
-    assert time.perf_counter() - start < 2
+    decisions = np.stack([probability >= threshold for threshold in (0.3, 0.5, 0.8)])
+    resamples = Resamples(truth, patient)
+    together, means = resamples.figures(decisions, probability[None])
+    (mean,), alone = means, resamples.mean(probability)
+    assert (mean.low, mean.high) == pytest.approx((alone.low, alone.high), abs=1e-6)
+    assert together == [bootstrap(probability, truth, patient, threshold=threshold) for threshold in (0.3, 0.5, 0.8)]
+
+
+def test_sums_of_resamples_are_those_of_images_drawn_by_stratum() -> None:
+    _, truth, patient = sample(8)
+    ones, other = Resamples(truth, patient, 700).sums(np.stack([np.ones(len(truth)), truth]))
+    strata = [
+        {who for who in patient if truth[patient == who].any() == p and (~truth)[patient == who].any() == n}
+        for p, n in ((True, False), (False, True), (True, True))
+    ]
+    # Drawn by stratum, a resample has as many images as there are, give or take those of patients with more than one.
+    assert sum(map(len, strata)) == len(np.unique(patient))
+    assert ones.mean() == pytest.approx(len(truth), rel=0.01)
+    assert other.mean() == pytest.approx(truth.sum(), rel=0.01)
+    every_alone = Resamples(truth, None, 50).sums(np.stack([np.ones(len(truth)), truth]))
+    np.testing.assert_array_equal(every_alone, np.array([[len(truth)], [truth.sum()]]) * np.ones(50))
+
+
+def test_interval_of_a_mean_is_scipys() -> None:
+    probability, truth, _ = sample(9, n=600)
+    loss = -np.log(np.where(truth, probability, 1 - probability))
+    found = Resamples(truth, None).mean(loss)
+    peer = stats.bootstrap(
+        (loss[truth], loss[~truth]),
+        lambda a, b, axis: (a.sum(axis) + b.sum(axis)) / len(loss),
+        n_resamples=4000,
+        method="percentile",
+        vectorized=True,
+        rng=0,
+    ).confidence_interval
+    assert found.value == pytest.approx(loss.mean())
+    assert (found.low, found.high) == pytest.approx((peer.low, peer.high), abs=0.01)
+    constant = Resamples(truth, None).mean(np.full(len(truth), 0.1))
+    assert constant.low <= 0.1 <= constant.high
+    assert constant.high - constant.low < 1e-6
 
 
 def test_interval_by_patient_covers_where_one_by_image_does_not() -> None:

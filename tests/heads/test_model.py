@@ -45,7 +45,7 @@ def test_batched_inference_gives_each_head_the_logits_it_has_alone(layout: Layou
     together = inference(layout.views(rows)).logits(features).numpy()
     for head, row in enumerate(rows):
         alone = logits(layout.head_weights(row), features.numpy())
-        np.testing.assert_allclose(together[head], alone, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(together[head].T, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_logits_in_chunks_equal_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

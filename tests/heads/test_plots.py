@@ -13,44 +13,43 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from synthetic import head, metrics, run, split_logits
+from synthetic import head, run, split_logits
 
 from featcache.atomic import WriteError
-from featcache.errors import RunError
 from heads.config import HeadConfig
 from heads.metrics import evaluate
 from heads.plots import confusion, learning_curves, roc, write_figures
-from heads.report import Row, build_report
+from heads.report import ReportRow, build_report
 from heads.runs import SplitLogits, save_run
 
 NAMES = ["confusion-matrix", "learning-curves", "roc"]
 
 
-def row_of(dataset: Path, classes: int = 2, val: SplitLogits | None = None) -> Row:
-    """The row of a run of two seeds; the second is the better one on val."""
+def row_of(dataset: Path, classes: int = 2, val: SplitLogits | None = None, *, ensembles: bool = False) -> ReportRow:
+    """The row of a run of two seeds, the second being the better one on val; with ensembles, that over the seeds."""
     val, test = val or split_logits(2, 30, classes, seed=1), split_logits(2, 40, classes, seed=2)
     heads = [
-        head(replace(HeadConfig(), seed=seed), metrics(loss), evaluate(test.logits[seed], test.label))
+        head(replace(HeadConfig(), seed=seed), replace(evaluate(val.logits[seed], val.label), loss=loss))
         for seed, loss in enumerate((0.3, 0.2))
     ]
     names = ("NORMAL", "PNEUMONIA", "TUBERCULOSIS")[:classes]
     save_run(dataset, run(*heads, classes=names), [], val, test)
-    return build_report(dataset).rows[0]
+    return build_report(dataset, ensembles=ensembles).rows[-1]
 
 
 @pytest.fixture(scope="module")
-def row(tmp_path_factory: pytest.TempPathFactory) -> Row:
+def row(tmp_path_factory: pytest.TempPathFactory) -> ReportRow:
     """A row of two classes; its files are not to be changed."""
     return row_of(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module", params=["png", "svg"])
-def written(request: pytest.FixtureRequest, row: Row, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def written(request: pytest.FixtureRequest, row: ReportRow, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The row's figures in one format, in a folder that was made for them; read them, never write to them."""
     return write_figures(row, tmp_path_factory.mktemp("figures") / "made" / "here", request.param)
 
 
-def test_figures_written_twice_are_the_same_bytes(written: list[Path], row: Row, tmp_path: Path) -> None:
+def test_figures_written_twice_are_the_same_bytes(written: list[Path], row: ReportRow, tmp_path: Path) -> None:
     kind: Literal["png", "svg"] = "svg" if written[0].suffix == ".svg" else "png"
     assert [path.name for path in sorted(written)] == [f"{name}.{kind}" for name in NAMES]
     assert sorted(written[0].parent.iterdir()) == sorted(written)
@@ -92,8 +91,9 @@ def curves(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
     }
 
 
-def test_learning_curves_are_the_history_with_the_kept_epoch_marked(row: Row) -> None:
-    drawn, history = curves(learning_curves(row)), row.chosen.history
+def test_learning_curves_are_the_history_with_the_kept_epoch_marked(row: ReportRow) -> None:
+    assert row.row.chosen is not None
+    drawn, history = curves(learning_curves(row)), row.row.chosen.history
     epochs = [1.0, 2.0, 3.0]
     assert drawn["cross-entropy: val"] == (epochs, list(history.val_loss))
     assert drawn["accuracy: val"] == (epochs, list(history.val_accuracy))
@@ -103,18 +103,18 @@ def test_learning_curves_are_the_history_with_the_kept_epoch_marked(row: Row) ->
     assert drawn["cross-entropy: kept: epoch 2"][0] == [2.0, 2.0]
 
 
-def test_the_confusion_matrix_shows_the_counts_of_the_best_seed_on_test(row: Row) -> None:
+def test_the_confusion_matrix_shows_the_counts_of_the_best_seed_on_test(row: ReportRow) -> None:
     figure = confusion(row)
     (axes,) = figure.axes
     shown = {tuple(round(place) for place in text.get_position()): text.get_text() for text in axes.texts}
-    counts = row.records[1].test.confusion_matrix
+    counts = evaluate(split_logits(2, 40, seed=2).logits[1], row.test_logits.label).confusion_matrix
     assert shown == {(decided, true): str(counts[true][decided]) for true in (0, 1) for decided in (0, 1)}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["NORMAL", "PNEUMONIA"]
     assert "n = 40" in axes.get_title()
 
 
-def test_numbers_on_dark_cells_are_white(row: Row) -> None:
-    counts = np.array(row.chosen.test.confusion_matrix)
+def test_numbers_on_dark_cells_are_white(row: ReportRow) -> None:
+    counts = np.array(row.figures("test").metrics[1].confusion_matrix)
     (axes,) = confusion(row).axes
     for text in axes.texts:
         decided, true = (round(place) for place in text.get_position())
@@ -122,7 +122,7 @@ def test_numbers_on_dark_cells_are_white(row: Row) -> None:
         assert to_rgba(text.get_color()) == to_rgba("white" if dark else "black")
 
 
-def test_the_roc_curves_are_those_of_the_best_seeds_logits(row: Row) -> None:
+def test_the_roc_curves_are_those_of_the_best_seeds_logits(row: ReportRow) -> None:
     drawn = curves(roc(row))
     for split, seed, n in (("val", 1, 30), ("test", 2, 40)):
         logits = split_logits(2, n, seed=seed)
@@ -144,14 +144,26 @@ def test_three_classes_have_no_roc_figure(tmp_path: Path) -> None:
     assert sorted(path.name for path in paths) == ["confusion-matrix.png", "learning-curves.png"]
 
 
-def test_damaged_logits_are_an_error_with_file_and_remedy(tmp_path: Path) -> None:
-    row = row_of(tmp_path)
-    (row.folder / "test.npz").write_bytes(b"PK")
-    with pytest.raises(RunError, match=r"test\.npz is damaged .*run 'cxr fit-head' again"):
-        write_figures(row, tmp_path / "figures")
+def test_an_ensemble_has_no_learning_curves(tmp_path: Path) -> None:
+    ensemble = row_of(tmp_path, ensembles=True)
+    assert ensemble.row.ensemble is not None
+    paths = write_figures(ensemble, tmp_path / "figures")
+    assert sorted(path.name for path in paths) == ["confusion-matrix.png", "roc.png"]
+    with pytest.raises(ValueError, match="mean of 2 seeds is an ensemble, which was not trained"):
+        learning_curves(ensemble)
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(row: Row, tmp_path: Path) -> None:
+def test_pictures_of_the_view_mean_are_of_its_logits(row: ReportRow) -> None:
+    mean = split_logits(2, 40, seed=2).logits_view_mean[1]
+    counts = evaluate(mean, row.test_logits.label).confusion_matrix
+    (axes,) = confusion(row, view_mean=True).axes
+    shown = {tuple(round(place) for place in text.get_position()): text.get_text() for text in axes.texts}
+    assert shown == {(decided, true): str(counts[true][decided]) for true in (0, 1) for decided in (0, 1)}
+    area = roc_auc_score(row.test_logits.label, mean[:, 1] - mean[:, 0])
+    assert any(label.endswith(f"test: AUC {area:.4f}") for label in curves(roc(row, view_mean=True)))
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(row: ReportRow, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match=r"cannot write .*learning-curves\.png"):
         write_figures(row, tmp_path / "file" / "figures")

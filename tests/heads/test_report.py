@@ -1,30 +1,29 @@
-"""The comparison table: seeds folded by hand-checked arithmetic, rows chosen by val, and forms that parse back."""
+"""The report: what val chose, and what test says of it, figure by figure as scikit-learn and the intervals have it."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from synthetic import head, metrics, run, saved, split_logits
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, log_loss, recall_score, roc_auc_score
+from synthetic import fitted, head, metrics, run, saved, split_logits
 
-from featcache.errors import RunError
+from heads.auc import auc_interval
+from heads.calibration import expected_calibration_error
 from heads.config import HeadConfig
-from heads.metrics import Metrics
-from heads.report import PAPER, PAPER_FINAL, Report, build_report, spread
-from heads.runs import HeadRecord, save_run
-from heads.tables import COMPACT_HEADER, HEADER, as_csv, cells, markdown, notes
+from heads.intervals import bootstrap
+from heads.report import Report, build_report
+from heads.runs import HeadRecord
 
 BASE = HeadConfig()
-
-GOOD, BAD = metrics(loss=0.1, accuracy=0.97), metrics(loss=3.0, accuracy=0.4)
+THREE = [replace(BASE, seed=seed) for seed in range(3)]
+KINDS = {"": "clean", "_view_mean": "view_mean"}
 
 
 def report_of(dataset: Path, *heads: HeadRecord, **changes: Any) -> Report:
@@ -33,242 +32,184 @@ def report_of(dataset: Path, *heads: HeadRecord, **changes: Any) -> Report:
     return build_report(dataset)
 
 
-# ---- seeds
+def json_of(report: Report) -> dict[str, Any]:
+    """The JSON form, through its text."""
+    held: dict[str, Any] = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    return held
 
 
-def test_seeds_of_a_configuration_become_mean_and_deviation(tmp_path: Path) -> None:
-    heads = [
-        head(replace(BASE, seed=seed), val=metrics(loss, accuracy), test=metrics(auc=auc), penalty=penalty)
-        for seed, (loss, accuracy, auc, penalty) in enumerate(
-            [(0.3, 0.90, 0.95, 1.0), (0.1, 0.92, 0.96, 2.0), (0.2, 0.97, 0.97, 6.0)]
-        )
-    ]
-    report = report_of(tmp_path, *heads)
-    (row,) = report.rows
-    assert row.figure("val", "accuracy") == [0.90, 0.92, 0.97]
-    assert row.chosen.config.seed == 1
-    (held,) = report.to_json()["rows"]
-    assert held["seeds"] == 3
-    # Deviations from the mean 0.93 are -0.03, -0.01, 0.04: sd = √(0.0026 / 2). Of 3 they are -2, -1, 3: √(14 / 2).
-    assert held["val"]["accuracy"] == pytest.approx({"mean": 0.93, "sd": math.sqrt(0.0013)})
-    assert held["val"]["loss"] == pytest.approx({"mean": 0.2, "sd": 0.1})
-    assert held["test"]["auc"] == pytest.approx({"mean": 0.96, "sd": 0.01})
-    assert held["test"]["penalty"] == pytest.approx({"mean": 3.0, "sd": math.sqrt(7)})
-    assert held["test"]["confusion"]["tn"] == {"mean": 26, "sd": 0}
-    (line,) = cells(report)
-    assert line[1] == "93.00 ± 3.61"
-    assert line[-1] == "3"
+def figures_by_scikit_learn(logits: np.ndarray, label: np.ndarray, threshold: float = 0.5) -> dict[str, float]:
+    p = softmax(logits.astype(np.float64), axis=1)
+    decision = (p[:, 1] >= threshold).astype(int)
+    return {
+        "accuracy": accuracy_score(label, decision),
+        "loss": log_loss(label, p),
+        "auc": roc_auc_score(label, p[:, 1]),
+        "sensitivity": recall_score(label, decision),
+        "specificity": recall_score(label, decision, pos_label=0),
+        "f1": f1_score(label, decision),
+    }
 
 
-def test_one_seed_is_a_plain_figure(tmp_path: Path) -> None:
-    report = report_of(tmp_path, head(val=metrics(accuracy=0.9414), test=metrics(0.5028, 0.7981)))
-    (held,) = report.to_json()["rows"]
-    assert (held["val"]["accuracy"], held["test"]["loss"], held["seeds"]) == (0.9414, 0.5028, 1)
-    (line,) = cells(report)
-    assert line[1:] == ("94.14", "79.81", "0.5028", "0.8500", "0.6500", "0.7500", "0.9000", "1")
+# ---- figures
 
 
-@pytest.mark.parametrize(
-    ("values", "folded"),
-    [
-        ([0.5], 0.5),
-        ([1.0, 3.0], {"mean": 2.0, "sd": math.sqrt(2)}),
-        ([None], None),
-        ([0.5, None], None),
-        ([], None),
-    ],
-)
-def test_a_missing_figure_is_missing_and_not_averaged_away(values: list[float | None], folded: object) -> None:
-    assert spread(values) == (pytest.approx(folded) if isinstance(folded, dict) else folded)
-
-
-def test_whatever_but_the_seed_differs_is_a_row_of_its_own(tmp_path: Path) -> None:
-    heads = [head(replace(BASE, seed=seed, l2=l2)) for l2 in (0.0, 1e-4) for seed in (0, 1)]
-    heads += [head(views=4), head(backbone="vgg19"), head(fingerprint="e" * 64)]
-    report = report_of(tmp_path, *heads)
-    assert sorted(len(row.records) for row in report.rows) == [1, 1, 1, 2, 2]
-
-
-# ---- several runs
-
-
-def test_the_run_that_was_asked_for_last_counts(tmp_path: Path) -> None:
-    saved(tmp_path, run(head(test=metrics(accuracy=0.2)), run_id="z", created="2025-03-01T00:00:00+00:00"))
-    saved(tmp_path, run(head(test=metrics(accuracy=0.1)), run_id="b", created="2024-12-31T00:00:00+00:00"))
-    saved(tmp_path, run(head(test=metrics(accuracy=0.3)), run_id="a", created="2025-03-02T00:00:00+00:00"))
-    (row,) = build_report(tmp_path).rows
-    assert row.run.run_id == "a"
-    assert row.figure("test", "accuracy") == [0.3]
-
-
-def test_a_later_run_of_fewer_seeds_hides_none(tmp_path: Path) -> None:
-    saved(tmp_path, run(*(head(replace(BASE, seed=seed)) for seed in range(3)), run_id="old"))
-    saved(tmp_path, run(head(), run_id="new"))
-    (row,) = build_report(tmp_path).rows
-    assert (len(row.records), row.run.run_id) == (3, "old")
-
-
-def test_runs_with_another_positive_class_are_rows_of_their_own(tmp_path: Path) -> None:
-    saved(tmp_path, run(head(), run_id="one"))
-    saved(tmp_path, run(head(), run_id="two", positive=0))
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize("suffix", KINDS)
+def test_figures_of_seeds_are_scikit_learns_mean_and_deviation(split: str, suffix: str, tmp_path: Path) -> None:
+    fitted(tmp_path, *THREE)
     report = build_report(tmp_path)
-    assert sorted(row.name.rpartition("positive ")[2] for row in report.rows) == sorted(report.rows[0].run.classes)
+    logits = report.rows[0].row.val if split == "val" else report.rows[0].test_logits
+    of_kind = logits.logits_view_mean if suffix else logits.logits
+    singles = [figures_by_scikit_learn(one, logits.label) for one in of_kind]
+    (row,) = json_of(report)["rows"]
+    best = report.rows[0].row.best
+    for name in singles[0]:
+        found, values = row[split + suffix][name], [one[name] for one in singles]
+        assert found["mean"] == pytest.approx(np.mean(values)), name
+        assert found["sd"] == pytest.approx(np.std(values, ddof=1)), name
+        assert found["value"] == pytest.approx(values[best]), name
+        assert found["low"] <= found["value"] <= found["high"], name
 
 
-def test_seeds_of_different_runs_are_not_mixed(tmp_path: Path) -> None:
-    saved(tmp_path, run(*(head(replace(BASE, seed=seed)) for seed in range(3)), run_id="old"))
-    newer = run(head(), head(replace(BASE, l2=0.1)), run_id="new", created="2026-01-01T00:00:00+00:00")
-    saved(tmp_path, newer)
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_intervals_are_those_of_the_head_that_stands_for_the_row_by_patient(split: str, tmp_path: Path) -> None:
+    fitted(tmp_path, *THREE)
     report = build_report(tmp_path)
-    assert [(row.config.l2, len(row.records), row.run.run_id) for row in report.rows] == [
-        (0, 3, "old"),
-        (0.1, 1, "new"),
-    ]
+    (one,) = report.rows
+    logits = one.row.val if split == "val" else one.test_logits
+    assert one.row.best == int(np.argmin([record.val.loss for record in one.row.records]))
+    p = softmax(logits.logits[one.row.best].astype(np.float64), axis=1)[:, 1]
+    truth, patient = logits.label == 1, np.array(logits.patient_id)
+    figures = json_of(report)["rows"][0][split]
+    for name, interval in bootstrap(p, truth, patient).to_json().items():
+        assert interval is not None
+        assert {end: figures[name][end] for end in interval} == pytest.approx(interval), name
+    area = auc_interval(p, truth, patient)
+    assert area is not None
+    assert (figures["auc"]["low"], figures["auc"]["high"]) == pytest.approx((area.low, area.high))
 
 
-def test_only_the_runs_asked_for_are_reported(tmp_path: Path) -> None:
-    for name, l2 in (("one", 0.1), ("two", 0.2), ("three", 0.3)):
-        saved(tmp_path, run(head(replace(BASE, l2=l2)), run_id=name))
-    assert {row.config.l2 for row in build_report(tmp_path, ["one", "three"]).rows} == {0.1, 0.3}
+def test_one_seed_is_a_value_with_an_interval_and_counts_are_plain(tmp_path: Path) -> None:
+    fitted(tmp_path, BASE)
+    (row,) = json_of(build_report(tmp_path))["rows"]
+    assert row["test"]["accuracy"].keys() == {"value", "low", "high"}
+    assert sum(row["test"]["confusion"].values()) == 60
+    assert row["test"]["penalty"] == 0
+    assert row["seeds"] == 1
 
 
-def test_an_unknown_run_is_refused_with_those_there_are(tmp_path: Path) -> None:
-    saved(tmp_path, run(head(), run_id="patient-1"))
-    with pytest.raises(RunError, match=r"no run patient-2 in .*there are: patient-1"):
-        build_report(tmp_path, ["patient-2"])
+def test_the_penalty_has_a_mean_and_no_interval(tmp_path: Path) -> None:
+    heads = [head(replace(BASE, seed=seed), penalty=penalty) for seed, penalty in enumerate((1.0, 2.0, 6.0))]
+    (row,) = json_of(report_of(tmp_path, *heads))["rows"]
+    # Of the mean 3 the deviations are -2, -1, 3: sd = √(14 / 2).
+    assert row["test"]["penalty"] == pytest.approx({"mean": 3.0, "sd": math.sqrt(7)})
+    assert row["test"]["confusion"]["tn"].keys() == {"mean", "sd"}
 
 
-def test_no_runs_are_refused_with_what_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no runs in .*run 'cxr fit-head' first"):
-        build_report(tmp_path)
+def test_calibration_is_told_before_and_after_the_temperature_of_val(tmp_path: Path) -> None:
+    fitted(tmp_path, *THREE)
+    report = build_report(tmp_path)
+    (one,) = report.rows
+    (row,) = json_of(report)["rows"]
+    for suffix, kind in KINDS.items():
+        logits = one.test_logits.of(kind)[one.row.best].astype(np.float64)  # type: ignore[arg-type]  # one of both
+        for told, z in (
+            (row[f"test{suffix}"]["calibration"], logits),
+            (row[f"test{suffix}"]["calibration"]["at_temperature"], logits / row[f"temperature{suffix}"]),
+        ):
+            p, label = softmax(z, axis=1), one.test_logits.label
+            assert told["loss"] == pytest.approx(log_loss(label, p))
+            assert told["brier"] == pytest.approx(brier_score_loss(label, p[:, 1]))
+            assert told["expected_calibration_error"] == pytest.approx(expected_calibration_error(p[:, 1], label == 1))
+    val = row["val"]["calibration"]
+    assert val["at_temperature"]["loss"] <= val["loss"] + 1e-9
 
 
-def test_a_damaged_run_is_named_and_not_left_out(tmp_path: Path) -> None:
-    saved(tmp_path, run(head(), run_id="good"))
-    folder = saved(tmp_path, run(head(), run_id="bad"))
-    (folder / "run.json").write_text("{}")
-    with pytest.raises(RunError, match=r"bad.run\.json is damaged"):
-        build_report(tmp_path)
+# ---- operating points
 
 
-# ---- selection
+def test_operating_points_are_chosen_on_val_and_their_figures_are_tests(tmp_path: Path) -> None:
+    fitted(tmp_path, *THREE)
+    report = build_report(tmp_path, operating_rules=["specificity>=0.9"])
+    (one,), (row,) = report.rows, json_of(report)["rows"]
+    for suffix, kind in KINDS.items():
+        points = row[f"operating_points{suffix}"]
+        assert [point["rule"] for point in points] == ["youden", "sensitivity>=0.95", "f1", "specificity>=0.9"]
+        for point in points:
+            assert point["split"] == "val"
+            cuts = one.row.choices[kind].operating_points[point["rule"]]  # type: ignore[index]  # one of both
+            assert point["threshold"] == cuts[one.row.best].threshold
+            for split, logits in (("test", one.test_logits), ("val", one.row.val)):
+                of_kind = logits.logits_view_mean if suffix else logits.logits
+                told = point if split == "test" else point["val"]
+                every = [
+                    figures_by_scikit_learn(z, logits.label, cut.threshold)
+                    for z, cut in zip(of_kind, cuts, strict=True)
+                ]
+                for name in ("accuracy", "sensitivity", "specificity", "f1"):
+                    assert told[name]["mean"] == pytest.approx(np.mean([figures[name] for figures in every]))
+                    assert told[name]["sd"] == pytest.approx(np.std([figures[name] for figures in every], ddof=1))
+            p = softmax(
+                (one.test_logits.logits_view_mean if suffix else one.test_logits.logits)[one.row.best].astype(float),
+                axis=1,
+            )
+            patient = np.array(one.test_logits.patient_id)
+            expected = bootstrap(p[:, 1], one.test_logits.label == 1, patient, threshold=point["threshold"])
+            assert (point["accuracy"]["low"], point["accuracy"]["high"]) == (
+                expected.accuracy.low,
+                expected.accuracy.high,
+            )
 
 
-def test_the_best_on_val_is_selected_however_terrible_on_test(tmp_path: Path) -> None:
-    report = report_of(
-        tmp_path,
-        head(replace(BASE, l2=0.1), val=replace(GOOD, loss=0.11), test=GOOD),
-        head(replace(BASE, l2=0.2), val=replace(GOOD, loss=0.10), test=BAD),
+def test_three_classes_report_what_is_defined_and_leave_the_rest_empty(tmp_path: Path) -> None:
+    configs = [replace(BASE, seed=seed, l2=l2) for l2 in (0.0, 0.1) for seed in range(2)]
+    label = np.arange(60) // 2 % 3
+    three = metrics(
+        sensitivity=None, specificity=None, confusion=None, confusion_matrix=((5, 1, 0), (2, 7, 0), (0, 0, 9))
     )
-    (chosen,) = report.selected
-    assert chosen.config.l2 == 0.2
-    assert chosen.chosen.test == BAD
+    splits = [split_logits(4, 60, 3, seed=seed, split=name) for seed, name in enumerate(("val", "test"))]
+    record = run(*(head(config, three) for config in configs), classes=("A", "B", "C"))
+    saved(tmp_path, record, *splits)
+    report = build_report(tmp_path, ensembles=True, operating_rules=["youden"])
+    rows = json_of(report)["rows"]
+    assert len(rows) == 4
+    for row, one in zip(rows, report.rows, strict=True):
+        test = row["test"]
+        assert (test["sensitivity"], test["specificity"], row["operating_points"]) == (None, None, [])
+        assert "confusion" not in test
+        assert np.sum(test["confusion_matrix"]) == 60
+        right = one.test_logits.logits[one.row.best].argmax(1) == label
+        assert test["accuracy"]["value"] == pytest.approx(right.mean())
+        assert test["accuracy"]["low"] < right.mean() < test["accuracy"]["high"]
+        assert 0 < test["calibration"]["brier"] < 2
+    other = next(row for row in rows if not row["selected"])
+    assert other["against_selected"]["auc"] is None
+    assert other["against_selected"]["accuracy"]["method"] == "mcnemar"
 
 
-def test_the_best_on_test_is_not_selected_for_that(tmp_path: Path) -> None:
-    report = report_of(
-        tmp_path,
-        head(replace(BASE, l2=0.1), val=BAD, test=GOOD),
-        head(replace(BASE, l2=0.2), val=GOOD, test=BAD),
-        head(replace(BASE, l2=0.3), val=BAD, test=GOOD),
-    )
-    assert [row.selected for row in report.rows] == [False, True, False]
-    assert [line[0].startswith("▸ ") for line in cells(report)] == [False, True, False]
+# ---- the view mean
 
 
-FIGURE = st.floats(0, 1)
-METRICS = st.builds(
-    metrics, loss=FIGURE, accuracy=FIGURE, auc=FIGURE, sensitivity=FIGURE, specificity=FIGURE, f1=FIGURE
-)
+def test_the_gain_of_the_views_is_tested_for_the_selected_row_on_both_splits(tmp_path: Path) -> None:
+    fitted(tmp_path, *THREE, replace(BASE, l2=0.5))
+    for row in json_of(build_report(tmp_path))["rows"]:
+        if not row["selected"]:
+            assert row["gain_of_views"] is None
+            continue
+        for split in ("val", "test"):
+            gain = row["gain_of_views"][split]
+            for name, method in (("auc", "delong"), ("accuracy", "mcnemar")):
+                difference = row[f"{split}_view_mean"][name]["value"] - row[split][name]["value"]
+                assert gain[name]["difference"]["value"] == pytest.approx(difference)
+                assert gain[name]["method"] == method
+                assert 0 <= gain[name]["p"] <= 1
 
 
-@settings(max_examples=15)
-@given(val=st.lists(METRICS, min_size=2, max_size=4), data=st.data())
-def test_no_test_figure_moves_the_selection(
-    val: list[Metrics], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    def selected() -> list[tuple[bool, int]]:
-        test = data.draw(st.lists(METRICS, min_size=len(val), max_size=len(val)))
-        heads = [
-            head(replace(BASE, l2=row // 2 / 10, seed=row % 2), one, other, penalty=other.loss, test_view_mean=other)
-            for row, (one, other) in enumerate(zip(val, test, strict=True))
-        ]
-        report = report_of(tmp_path_factory.mktemp("cache"), *heads)
-        return [(row.selected, row.best) for row in report.rows]
-
-    assert selected() == selected()
-
-
-def test_each_split_has_its_own_selection(tmp_path: Path) -> None:
-    for rule, seed, losses in (("patient", 0, (0.5, 0.4)), ("paper", 0, (0.1, 0.2)), ("patient", 1, (0.3, 0.31))):
-        heads = [head(replace(BASE, l2=l2), val=metrics(loss)) for l2, loss in zip((0.1, 0.2), losses, strict=True)]
-        saved(tmp_path, run(*heads, run_id=f"{rule}-{seed}", split_rule=rule, split_seed=seed))
-    report = build_report(tmp_path)
-    chosen = {(row.run.split_rule, row.run.split_seed): row.config.l2 for row in report.selected}
-    assert chosen == {("patient", 0): 0.2, ("paper", 0): 0.1, ("patient", 1): 0.1}
-    assert len([note for note in notes(report) if note.startswith("selected on validation alone")]) == 3
-    assert any("different splits" in warning for warning in report.warnings)
-
-
-# ---- names
-
-
-def names(dataset: Path, *heads: HeadRecord) -> list[str]:
-    return [row.name for row in report_of(dataset, *heads).rows]
-
-
-def test_rows_are_named_as_the_study_names_them(tmp_path: Path) -> None:
-    assert names(tmp_path, head(), head(replace(BASE, l2=1e-4))) == ["resnet50", "resnet50 + L2 0.0001"]
-
-
-def test_a_name_tells_what_differs_and_nothing_else(tmp_path: Path) -> None:
-    heads = [head(replace(BASE, hidden=hidden, lr=lr)) for hidden in (0, 256) for lr in (1e-3, 1e-2)]
-    assert names(tmp_path, *heads) == [
-        "resnet50, linear, lr 0.001",
-        "resnet50, linear, lr 0.01",
-        "resnet50, hidden 256, lr 0.001",
-        "resnet50, hidden 256, lr 0.01",
-    ]
-
-
-def test_options_and_libraries_of_a_backbone_are_named_where_they_tell_rows_apart(tmp_path: Path) -> None:
-    spelled = ["torchvision:resnet50", "resnet50", "resnet50@pad_type=same", "vgg19@pad_type=same"]
-    found = names(tmp_path, *(head(backbone=name, fingerprint=name.ljust(64, "x")) for name in spelled))
-    assert len(set(found)) == 4
-    assert "vgg19" in found
-
-
-CONFIGS = st.builds(
-    HeadConfig,
-    hidden=st.sampled_from([0, 8]),
-    l2=st.sampled_from([0.0, 1e-4, 0.5]),
-    lr=st.sampled_from([1e-3, 1e-2]),
-    epochs=st.sampled_from([5, 50]),
-    patience=st.sampled_from([3, 10]),
-    batch_size=st.sampled_from([16, 256]),
-    class_weights=st.sampled_from(["balanced", "none"]),
-    view_policy=st.sampled_from(["random", "clean"]),
-)
-HEADS = st.builds(
-    head,
-    CONFIGS,
-    backbone=st.sampled_from(["resnet50", "torchvision:resnet50", "resnet50@a=1", "resnet50@a=2", "my.net:make"]),
-    fingerprint=st.sampled_from(["a" * 64, "b" * 64]),
-    views=st.sampled_from([1, 4]),
-)
-SPLITS = st.sampled_from([("patient", 0), ("patient", 1), ("paper", 0), ("folders", 0)])
-
-
-@settings(max_examples=25)
-@given(heads=st.dictionaries(SPLITS, st.lists(HEADS, min_size=1, max_size=6), min_size=1))
-def test_no_two_rows_share_a_name(
-    heads: dict[tuple[str, int], list[HeadRecord]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    dataset = tmp_path_factory.mktemp("cache")
-    for (rule, seed), of_split in heads.items():
-        saved(dataset, run(*of_split, run_id=f"{rule}-{seed}", split_rule=rule, split_seed=seed))
-    found = [row.name for row in build_report(dataset).rows]
-    assert len(set(found)) == len(found)
+def test_one_view_gains_nothing(tmp_path: Path) -> None:
+    val, test = (replace(one, logits_view_mean=one.logits) for one in (split_logits(seed=1), split_logits(seed=2)))
+    saved(tmp_path, run(head()), val, test)
+    assert json_of(build_report(tmp_path))["rows"][0]["gain_of_views"] is None
 
 
 # ---- warnings
@@ -296,26 +237,19 @@ def test_rows_on_different_images_are_told(tmp_path: Path) -> None:
     assert any("images or labels changed between the runs" in warning for warning in build_report(tmp_path).warnings)
 
 
-def test_the_tables_own_uncertainty_is_told(tmp_path: Path) -> None:
-    # 1.96 · √(0.9 · 0.1 / 624) = 2.35 points.
-    warnings = report_of(tmp_path, head()).warnings
-    assert any("with 624 test images" in warning and "±2.4 points" in warning for warning in warnings)
-
-
 # ---- JSON
 
-ROW_KEYS = {"name", "backbone", "head", "views", "split", "seeds", "selected", "n", "val", "test"}
+ROW_KEYS = {"name", "backbone", "head", "views", "split", "seeds", "selected", "n", "val", "test", "ensemble"}
 VAL_KEYS = {"accuracy", "loss", "auc"}
-TEST_KEYS = {"accuracy", "loss", "penalty", "sensitivity", "specificity", "f1", "auc", "confusion"}
+TEST_KEYS = {"accuracy", "loss", "penalty", "sensitivity", "specificity", "f1", "auc", "confusion", "calibration"}
 
 
 def test_json_has_the_keys_that_others_script_against(tmp_path: Path) -> None:
-    saved(tmp_path / "films", run(head(replace(BASE, l2=1e-4), views=4), head(replace(BASE, l2=1e-4, seed=1), views=4)))
-    report = build_report(tmp_path / "films")
-    text = json.dumps(report.to_json(), allow_nan=False)
-    held = json.loads(text)
-    assert {"dataset", "rows"} <= held.keys()
-    assert held["dataset"] == "films"
+    configs = [replace(BASE, l2=1e-4, seed=seed) for seed in range(2)]
+    fitted(tmp_path / "films", *configs, views=4)
+    held = json_of(build_report(tmp_path / "films", rule="views"))
+    assert held.keys() >= {"dataset", "rows", "selected_by", "warnings"}
+    assert (held["dataset"], held["selected_by"]) == ("films", "views")
     (row,) = held["rows"]
     assert row.keys() >= ROW_KEYS
     assert (row["backbone"], row["views"], row["split"], row["seeds"]) == ("resnet50", 4, "patient", 2)
@@ -326,159 +260,4 @@ def test_json_has_the_keys_that_others_script_against(tmp_path: Path) -> None:
     assert row["val"].keys() >= VAL_KEYS
     assert row["test"].keys() >= TEST_KEYS
     assert row["test"]["confusion"].keys() == {"tn", "fp", "fn", "tp"}
-
-
-def test_json_tells_view_mean_figures_apart(tmp_path: Path) -> None:
-    report = report_of(tmp_path, head(test=metrics(accuracy=0.8), test_view_mean=metrics(accuracy=0.85)))
-    (row,) = report.to_json()["rows"]
-    assert (row["test"]["accuracy"], row["test_view_mean"]["accuracy"]) == (0.8, 0.85)
-    assert (cells(report)[0][2], cells(report, view_mean=True)[0][2]) == ("80.00", "85.00")
-
-
-def test_three_classes_report_their_matrix_and_leave_the_rest_empty(tmp_path: Path) -> None:
-    three = metrics(
-        sensitivity=None, specificity=None, confusion=None, confusion_matrix=((5, 1, 0), (2, 7, 0), (0, 0, 9))
-    )
-    report = report_of(tmp_path, head(val=three, test=three), classes=("A", "B", "C"))
-    (row,) = json.loads(json.dumps(report.to_json(), allow_nan=False))["rows"]
-    assert row["test"]["sensitivity"] is None
-    assert row["test"]["confusion_matrix"] == [[5, 1, 0], [2, 7, 0], [0, 0, 9]]
-    assert cells(report)[0][4:6] == ("–", "–")
-    assert not any("TN" in note for note in notes(report))
-
-
-# ---- text forms
-
-PAPERS_TABLE = """
-| InceptionV3 | 94.14 | 79.81 | 0.5028 |
-| VGG19 | 91.04 | 84.01 | 0.5791 |
-| EfficientNetB4 | 96.5 | 78.17 | 0.5403 |
-| ResNet50 | 98.08 | 90.77 | 0.2251 |
-| EfficientNetB4 + L2 | 94.49 | 84.96 | 1.2863 |
-| ResNet50 + L2 | 95.04 | 92.34 | 0.3553 |
-"""
-"""As it stands in the study."""
-
-
-def papers_rows() -> list[tuple[str, float, float, float]]:
-    lines = [line.strip("| ").split(" | ") for line in PAPERS_TABLE.strip().splitlines()]
-    return [(name, *map(float, figures)) for name, *figures in lines]  # type: ignore[misc]  # three figures each
-
-
-def parsed_markdown(text: str) -> list[dict[str, str]]:
-    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
-    assert set("".join(lines[1])) <= {"-", ":"}
-    assert len({len(line) for line in lines}) == 1
-    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
-
-
-@pytest.fixture
-def report(tmp_path: Path) -> Report:
-    """Two seeds of each of two configurations, the one with L2 selected."""
-    heads = [
-        head(
-            replace(BASE, l2=l2, seed=seed),
-            val=metrics(0.2 - l2 - seed / 100, 0.95),
-            test=metrics(0.4, 0.8 + seed / 100 + l2, auc=0.96),
-        )
-        for l2 in (0.0, 0.1)
-        for seed in (0, 1)
-    ]
-    return report_of(tmp_path, *heads)
-
-
-def test_the_papers_rows_stand_as_the_study_printed_them() -> None:
-    assert [(row.name, row.val_accuracy, row.test_accuracy, row.test_loss) for row in PAPER] == papers_rows()
-
-
-def test_the_papers_final_head_is_told_in_its_words() -> None:
-    for figure in ("91.51", "0.9205", "0.9060", "0.9313", "0.9706", "TN 212", "FP 22", "FN 31", "TP 359"):
-        assert figure in PAPER_FINAL
-
-
-def test_markdown_parses_back_to_the_table(report: Report) -> None:
-    rows = parsed_markdown(markdown(report))
-    assert list(rows[0]) == list(HEADER)
-    assert list(HEADER[:4]) == ["Model", "Validation Accuracy", "Test Accuracy", "Test Loss"]
-    assert [tuple(row.values()) for row in rows] == cells(report)
-    assert [row["Model"] for row in rows] == ["resnet50", "▸ resnet50 + L2 0.1"]
-    assert rows[1]["Test Accuracy"] == "90.50 ± 0.71"
-    assert rows[1]["AUC"] == "0.9600 ± 0.0000"
-
-
-def test_markdown_with_the_paper_has_its_six_rows_below_ours(report: Report) -> None:
-    rows = parsed_markdown(markdown(report, paper=True))
-    columns = ("Validation Accuracy", "Test Accuracy", "Test Loss")
-    found = [(row["Model"], *(float(row[column]) for column in columns)) for row in rows[2:]]
-    assert found == [(f"paper: {name}", *figures) for name, *figures in papers_rows()]
-    assert {row["AUC"] for row in rows[2:]} == {"–"}
-    assert PAPER_FINAL in markdown(report, paper=True)
-    assert "paper" not in markdown(report)
-
-
-def test_csv_parses_back_to_the_figures_at_full_precision(report: Report) -> None:
-    rows = list(csv.DictReader(io.StringIO(as_csv(report))))
-    assert [(row["model"], row["selected"], row["split"], row["seeds"]) for row in rows] == [
-        ("resnet50", "0", "patient", "2"),
-        ("resnet50 + L2 0.1", "1", "patient", "2"),
-    ]
-    assert float(rows[1]["val_accuracy"]) == 0.95
-    assert float(rows[1]["test_accuracy"]) == pytest.approx(0.905)
-    assert float(rows[1]["test_accuracy_sd"]) == pytest.approx(math.sqrt(0.5) / 100)
-    figures = ("accuracy", "loss", "sensitivity", "specificity", "f1", "auc")
-    assert rows[0].keys() >= {f"test_{name}{part}" for name in figures for part in ("", "_sd")}
-
-
-def test_csv_of_one_seed_has_no_deviation_and_the_paper_no_more_than_it_printed(tmp_path: Path) -> None:
-    rows = list(csv.DictReader(io.StringIO(as_csv(report_of(tmp_path, head()), paper=True))))
-    assert (rows[0]["test_loss"], rows[0]["test_loss_sd"]) == ("0.5", "")
-    found = [
-        (row["model"], *(float(row[name]) for name in ("val_accuracy", "test_accuracy", "test_loss")))
-        for row in rows[1:]
-    ]
-    assert found == [
-        (f"paper: {name}", pytest.approx(val / 100), pytest.approx(test / 100), loss)
-        for name, val, test, loss in papers_rows()
-    ]
-    assert {row["test_auc"] for row in rows[1:]} == {""}
-
-
-def test_the_compact_table_has_the_same_rows_and_no_deviations(report: Report) -> None:
-    compact, wide = cells(report, paper=True, compact=True), cells(report, paper=True)
-    assert [line[0] for line in compact] == [line[0] for line in wide]
-    assert {len(line) for line in compact} == {len(COMPACT_HEADER)} == {len(HEADER)}
-    assert not any("±" in cell for line in compact for cell in line)
-    for narrow, full in zip(compact, wide, strict=True):
-        for cell, figure in zip(narrow[1:4], full[1:4], strict=True):
-            digits = len(cell.partition(".")[2])
-            assert float(cell) == pytest.approx(float(figure.partition(" ")[0]), abs=0.51 * 10**-digits)
-
-
-def test_the_selected_heads_confusion_matrix_is_told_in_the_papers_words(tmp_path: Path) -> None:
-    report = report_of(
-        tmp_path,
-        head(val=metrics(loss=0.3)),
-        head(replace(BASE, seed=1), val=metrics(loss=0.2), test=metrics(confusion=None)),
-    )
-    assert "TN" not in notes(report)[0]
-    other = report_of(tmp_path / "other", head(val=metrics(loss=0.1)), head(replace(BASE, seed=1), val=BAD))
-    assert notes(other)[0].startswith("selected on validation alone")
-    assert "resnet50" in notes(other)[0]
-    assert "seed 0, threshold 0.5" in notes(other)[0]
-    assert "TN 26, FP 14, FN 9, TP 51" in notes(other)[0]
-    assert notes(other)[1:] == list(other.warnings)
-
-
-def test_a_comma_in_a_name_does_not_break_the_csv(tmp_path: Path) -> None:
-    report = report_of(tmp_path, head(), head(replace(BASE, lr=0.1)))
-    rows = list(csv.DictReader(io.StringIO(as_csv(report))))
-    assert [row["model"] for row in rows] == [row.name for row in report.rows]
-    assert all("," in row["model"] for row in rows)
-
-
-def test_a_report_reads_no_logits(tmp_path: Path) -> None:
-    record = run(head())
-    folder = save_run(tmp_path, record, [], split_logits(), split_logits())
-    for name in ("val.npz", "test.npz", "weights.safetensors"):
-        (folder / name).unlink()
-    assert build_report(tmp_path).rows[0].run == record
+    assert row["ensemble"] is None

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from synthetic import head, metrics, run, saved, split_logits
 
-from featcache.errors import RunError
+from featcache.errors import OutdatedRunError, RunError
 from heads.config import HeadConfig
-from heads.runs import RunRecord, SplitLogits, load_logits, load_run, run_folders, save_run
+from heads.runs import RunRecord, SplitLogits, load_logits, load_run, read_logits, run_folders, save_run
 
 FIGURES = st.floats(0, 1e6)
 
@@ -36,8 +36,8 @@ def test_what_is_saved_is_read_back_equal(tmp_path: Path) -> None:
     folder = save_run(tmp_path, record, weights, val, test)
     assert folder == tmp_path / "runs" / record.run_id
     assert load_run(folder) == record
-    assert same(load_logits(folder, "val"), val)
-    assert same(load_logits(folder, "test"), test)
+    assert same(load_logits(folder), val)
+    assert same(read_logits(folder / "test.npz"), test)
     stored = load_file(folder / "weights.safetensors")
     assert sorted(stored) == ["0/bias", "0/kernel", "1/bias", "1/kernel"]
     np.testing.assert_array_equal(stored["1/kernel"], weights[1]["kernel"])
@@ -101,7 +101,7 @@ def without_val(held: dict[str, Any]) -> None:
 
 
 def with_text_for_a_number(held: dict[str, Any]) -> None:
-    held["heads"][0]["test"]["loss"] = "low"
+    held["heads"][0]["val"]["loss"] = "low"
 
 
 def with_an_unknown_split(held: dict[str, Any]) -> None:
@@ -116,7 +116,7 @@ def with_an_impossible_head(held: dict[str, Any]) -> None:
     ("damage", "named"),
     [
         (without_val, "heads.0.val"),
-        (with_text_for_a_number, "heads.0.test.loss"),
+        (with_text_for_a_number, "heads.0.val.loss"),
         (with_an_unknown_split, "split_rule"),
         (with_an_impossible_head, "lr"),
     ],
@@ -146,16 +146,28 @@ def test_a_record_that_is_no_json_object_is_refused_by_file_and_remedy(content: 
 
 
 def test_a_run_of_another_format_is_refused_by_both_versions(tmp_path: Path) -> None:
-    folder = saved(tmp_path, run(head(), format_version=2))
-    with pytest.raises(RunError, match=r"run\.json has format 2, this cxr reads 1: fit again"):
+    folder = saved(tmp_path, run(head(), format_version=1))
+    with pytest.raises(OutdatedRunError, match=r"run\.json has format 1, this cxr reads 2: fit again"):
         load_run(folder)
+    held = json.loads((folder / "run.json").read_text())
+    del held["heads"]  # Whatever else an older format holds or lacks.
+    (folder / "run.json").write_text(json.dumps(held))
+    with pytest.raises(OutdatedRunError, match="has format 1"):
+        load_run(folder)
+
+
+def test_no_figure_of_test_stands_in_run_json(tmp_path: Path) -> None:
+    text = (saved(tmp_path, run(head())) / "run.json").read_text(encoding="utf-8")
+    held = json.loads(text)
+    assert held["n"].pop("test") == 624
+    assert "test" not in json.dumps(held)
 
 
 @pytest.fixture(scope="module")
 def one_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, SplitLogits]:
     """A run's folder, the bytes of its val.npz, and what they mean."""
     folder = saved(tmp_path_factory.mktemp("cache"), run(head()))
-    return folder, (folder / "val.npz").read_bytes(), load_logits(folder, "val")
+    return folder, (folder / "val.npz").read_bytes(), load_logits(folder)
 
 
 @given(data=st.data())
@@ -167,7 +179,7 @@ def test_a_changed_bit_of_the_logits_is_found_or_without_effect(
     changed[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     (folder / "val.npz").write_bytes(changed)
     with contextlib.suppress(RunError):
-        assert same(load_logits(folder, "val"), meaning)
+        assert same(load_logits(folder), meaning)
 
 
 @given(share=st.floats(0, 1, exclude_max=True))
@@ -175,7 +187,7 @@ def test_logits_cut_short_are_refused(share: float, one_run: tuple[Path, bytes, 
     folder, whole, _ = one_run
     (folder / "val.npz").write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(RunError, match=r"val\.npz is damaged .*delete .* and run 'cxr fit-head' again"):
-        load_logits(folder, "val")
+        load_logits(folder)
 
 
 def rewritten(folder: Path, **arrays: Any) -> None:
@@ -194,25 +206,26 @@ def rewritten(folder: Path, **arrays: Any) -> None:
         {"label": np.zeros(3, np.int64)},
         {"image_id": np.array(["one"])},
         {"logits": np.zeros((10, 2), np.float32)},
+        {"logits_view_mean": np.zeros((1, 9, 2), np.float32)},
         {"image_id": np.array([{"an": "object"}] * 10)},
     ],
-    ids=["missing", "short labels", "short names", "flat logits", "pickled object"],
+    ids=["missing", "short labels", "short names", "flat logits", "short means", "pickled object"],
 )
 def test_logits_of_the_wrong_shape_or_kind_are_refused(arrays: dict[str, Any], tmp_path: Path) -> None:
     folder = saved(tmp_path, run(head()))
     rewritten(folder)
-    assert load_logits(folder, "val").logits.shape == (1, 10, 2)
+    assert load_logits(folder).logits.shape == (1, 10, 2)
     rewritten(folder, **arrays)
     with pytest.raises(RunError, match=r"val\.npz is damaged"):
-        load_logits(folder, "val")
+        load_logits(folder)
 
 
 def test_logits_of_one_split_are_read_without_the_other(tmp_path: Path) -> None:
     folder = saved(tmp_path, run(head()))
     (folder / "test.npz").unlink()
-    assert load_logits(folder, "val").logits.shape == (1, 10, 2)
+    assert load_logits(folder).logits.shape == (1, 24, 2)
     with pytest.raises(RunError, match=r"test\.npz is damaged"):
-        load_logits(folder, "test")
+        read_logits(folder / "test.npz")
 
 
 def test_run_json_is_what_other_tools_read(tmp_path: Path) -> None:

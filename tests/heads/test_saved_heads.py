@@ -94,7 +94,10 @@ def test_a_heads_store_is_found_by_its_spec_and_not_by_its_name(tmp_path: Path) 
 
 
 def test_a_head_on_joined_features_and_one_whose_store_is_gone_are_refused(tmp_path: Path) -> None:
-    records = [synthetic.head(backbone="one+other"), synthetic.head(backbone="gone")]
+    records = [
+        synthetic.head(backbone="one+other", fingerprint="e" * 64 + "+" + "f" * 64),
+        synthetic.head(backbone="gone"),
+    ]
     synthetic.saved(tmp_path, synthetic.run(*records))
     with pytest.raises(RunError, match=r"head 0 .* joined features of one\+other: name a head of one backbone"):
         store_of(tmp_path, choose_head(tmp_path, number=0))

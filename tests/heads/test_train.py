@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -175,6 +176,16 @@ def test_progress_tells_each_epoch_and_ends_with_nothing_left() -> None:
     assert [p.head_epochs_left for p in told] == [7, 5, 4, 3, 2, 1, 0]
     assert [p.heads_done for p in told] == [0, 1, 1, 2, 2, 2, 3]
     assert told[-1].best_val_loss == min(min(head.history.val_loss) for head in fitted)
+
+
+def test_what_progress_raises_ends_the_fit() -> None:
+    def refuse(_: EpochProgress) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        fit(TRAIN, VAL, [replace(BASE, seed=seed, epochs=1000, patience=1000) for seed in range(3)], on_epoch=refuse)
+    assert threading.active_count() == before  # no group goes on behind the caller's back
 
 
 @pytest.mark.parametrize("hidden", [0, 6])
