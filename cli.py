@@ -188,6 +188,33 @@ def data_table(
     _show(as_json, result, [f"{len(images) - len(unreadable)} of {len(images)} images hashed in {file}: use {use}"])
 
 
+@data_app.command("audit")
+def data_audit(
+    backbone: Backbones = None,
+    shown: Annotated[int, typer.Option("--show", metavar="N", min=1, help="Findings of each kind to print.")] = 20,
+    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write all findings there.")] = None,
+    thumbnails: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw the first N on sheets there.")] = None,
+    data: Data = None,
+    table: TableFile = None,
+    cache: Cache = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """By cached features: near-duplicates across splits and patients, and labels that other patients contradict."""
+    settings = load_settings({"backbone": backbone, "data": data, "table": table, "cache": cache}, config)
+    from heads.audit import run_audit, write_findings
+
+    found = run_audit(settings)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        for title, columns, lines in found.tables(shown):
+            _print_table(title, columns, lines, text=columns[1:])
+        out.print("\n".join(found.remarks(shown)), markup=False, soft_wrap=False)
+    for path in write_findings(found, settings, csv_file, thumbnails, shown):
+        _note(f"wrote {path}")
+
+
 @data_app.command("phantoms")
 def data_phantoms(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
@@ -202,6 +229,25 @@ def data_phantoms(
     write_phantoms(folder, train=train, test=test, seed=seed)
     line = f"{train} train, 16 val and {test} test phantoms (synthetic, no patients) in {folder}"
     _show(as_json, {"folder": str(folder), "images": train + 16 + test}, [line])
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The data set: kermany.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to make.")] = Path("chest_xray"),
+    zip_file: Annotated[
+        Path | None,
+        typer.Option("--zip", metavar="FILE", help="The set as downloaded by hand, from Mendeley or Kaggle."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Place Kermany's 5,856 radiographs, from Kaggle or out of a zip: counted, and each decoded."""
+    _one_of("NAME", name, ("kermany",))
+    from featcache.fetch import fetch_kermany
+
+    with _bar("fetching") as tell:
+        fetched = fetch_kermany(to, zip_file, on_image=tell)
+    _show(as_json, dataclasses.asdict(fetched), [*fetched.in_words(), f"'cxr data check {to}' looks closer"])
 
 
 @app.command()
@@ -467,6 +513,34 @@ def report(
 
 
 @app.command()
+def neighbours(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Files, or image ids of the data set.")],
+    backbone: Backbones = None,
+    weights: Weights = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Films an image.")] = 5,
+    among: Annotated[str, typer.Option(help="train, val, test or all, as the split has them.")] = "train",
+    other_patients: Annotated[bool, typer.Option("--other-patients", help="Leave the image's patient out.")] = False,
+    data: Data = None,
+    table: TableFile = None,
+    cache: Cache = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """The films nearest to an image by their features, with labels and patients; never the image itself."""
+    from heads.neighbours import COLUMNS, USES, look_up
+
+    _one_of("--among", among, USES)
+    flags = {"backbone": backbone, "weights": weights, "data": data, "table": table, "cache": cache}
+    settings = load_settings(flags, config)
+    found = look_up(settings, images, k=k, searched=among, other_patients=other_patients)
+    if as_json:
+        _print_json([dataclasses.asdict(one) for one in found])
+    for one in [] if as_json else found:
+        out.print(one.in_words(), markup=False)
+        _print_table("", COLUMNS, one.cells(), text=COLUMNS[1:])
+
+
+@app.command()
 def explain(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files.")],
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where pictures and maps go.")],
@@ -475,7 +549,8 @@ def explain(
     of_class: Annotated[
         str | None, typer.Option("--class", help="Evidence for it (default: the positive one).")
     ] = None,
-    weights: Annotated[str | None, typer.Option("--weights", help="The backbone's, where they were a file.")] = None,
+    backbone: Backbones = None,
+    weights: Weights = None,
     device: Device = None,
     data: Data = None,
     table: TableFile = None,
@@ -484,20 +559,23 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show which places of a film speak for a class, and which against: an exact share of the head's logit each."""
-    settings = load_settings({"data": data, "table": table, "cache": cache, "device": device}, config)
+    flags = {"backbone": backbone, "weights": weights, "data": data, "table": table, "cache": cache, "device": device}
+    settings = load_settings(flags, config)
     from featcache.images import positive_class
-    from featcache.workspace import compute_of, dataset_folder, stored_weights
+    from featcache.workspace import compute_of, dataset_folder
     from heads.saved_heads import choose_head, store_of
 
     dataset = dataset_folder(settings)
     chosen = choose_head(dataset, run, head)
     explained_class = positive_class(chosen.run.classes, of_class) if of_class else chosen.run.positive
     store = store_of(dataset, chosen)
-    from featcache.maps import FilmMapper  # Not before: what can be wrong above is said without loading torch.
-    from featcache.reproduction import load_backbone_of
+    if weights and not backbone:
+        settings = settings.model_copy(update={"backbone": [store.spec.backbone]})
+    from featcache.encoding import backbone_of  # Not before: what can be wrong above is said without loading torch.
+    from featcache.maps import FilmMapper
     from heads.explain import explain_films
 
-    mapper = FilmMapper(store, load_backbone_of(store, stored_weights(settings, store, weights)), compute_of(settings))
+    mapper = FilmMapper(store, backbone_of(store, settings), compute_of(settings))
     with _bar("explaining") as tell:
         explained = explain_films(images, chosen, mapper, explained_class, folder, root=settings.data, on_film=tell)
     _note_quarantined(explained.unreadable, "not read")
@@ -602,10 +680,10 @@ def _note(line: str) -> None:
 
 
 def _note_quarantined(rows: Sequence[Quarantined], what: str = "left out") -> None:
-    for row in rows[:10]:
-        _note(f"{what}: {row.image_id}: {row.reason}")
-    if len(rows) > 10:
-        _note(f"{what}: {len(rows) - 10} more; 'cxr data check' lists them all")
+    from featcache.quarantine import in_lines
+
+    for line in in_lines(rows, 10):
+        _note(f"{what}: {line}")
 
 
 def _show(as_json: bool, value: object, lines: Sequence[str]) -> None:

@@ -25,7 +25,9 @@ from featcache.runtime import has_fast_bfloat16
 from heads import HeadConfig, Samples, fit, grid
 
 TRAIN, VAL, BATCH, HIDDEN = 4173, 1043, 256, 256
+WIDTHS = (1280, 2048)
 ROUNDS = 3
+SIDE = 3072  # of the square product that tells the machine's rate
 Result = TypeVar("Result")
 PAPER: tuple[tuple[str, int, list[float]], ...] = (  # the study's rows: backbone, D, penalties
     ("inception_v3", 2048, [0.0]),
@@ -74,10 +76,10 @@ def splits(width: int) -> tuple[Samples, Samples]:
     return drawn(TRAIN, width, 1), drawn(VAL, width, 2)
 
 
-def sgemm_rate(side: int = 3072, times: int = 3) -> float:
+def sgemm_rate(times: int = 3) -> float:
     """GFLOP/s of a product of two large square matrices in float32, the best of some."""
-    one, other = torch.randn(side, side), torch.randn(side, side)
-    return 2 * side**3 / min(seconds(partial(torch.mm, one, other)) for _ in range(times)) / 1e9
+    one, other = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
+    return 2 * SIDE**3 / min(seconds(partial(torch.mm, one, other)) for _ in range(times)) / 1e9
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -101,7 +103,7 @@ def in_turn(rounds: int, **candidates: Callable[[], float]) -> Iterator[dict[str
 def rate(heads: int, epochs: int) -> list[str]:
     """A grid's GFLOP/s as a share of sgemm's, and its heads a second against two usual loops."""
     rows = []
-    for width in (1280, 2048):
+    for width in WIDTHS:
         train, val = splits(width)
         configs = _square_grid(heads, epochs)
         usual = configs[1]
@@ -213,7 +215,7 @@ def bfloat16(heads: int, epochs: int) -> list[str]:
         line = "Not measured: this processor has no products in bfloat16 (AVX512-BF16 or AMX), and `fit` refuses to"
         print(f"{line} emulate them.")
         return [line, "emulate them. What the path computes is tested, not how fast."]
-    train, val = splits(2048)
+    train, val = splits(WIDTHS[-1])
     configs = _square_grid(heads, epochs)
     low = [replace(config, precision="bfloat16") for config in configs]
     losses: dict[str, list[float]] = {"float32": [], "bfloat16": []}
@@ -228,7 +230,7 @@ def bfloat16(heads: int, epochs: int) -> list[str]:
     )
     apart = statistics.fmean(losses["bfloat16"]) - statistics.fmean(losses["float32"])
     ratio = _between([found["float32"] / found["bfloat16"] for found in rounds], "{:.2f}")
-    row = [f"{heads} heads, D = 2048", ratio, f"{apart:+.4f}", f"{statistics.stdev(losses['float32']):.4f}"]
+    row = [f"{heads} heads, D = {WIDTHS[-1]}", ratio, f"{apart:+.4f}", f"{statistics.stdev(losses['float32']):.4f}"]
     header = ["grid", "times float32's rate", "mean val loss, less float32's", "sd of val loss over the grid"]
     return show(header, [row])
 

@@ -51,7 +51,7 @@ WIDTH = 1280
 
 LOADING_HEADER = ("features", "what is read", "MB", "np.fromfile, ms", "cxr, ms", "rate of fromfile", "least … most")
 STREAMING_HEADER = (
-    *("heads", "rows/s in memory", "rows/s within the budget", "ratio", "least … most"),
+    *("heads", "rows/s in memory", "rows/s within the budget", "ratio", "least … most", "ratio by CPU seconds"),
     *("window, images", "peak in memory, MiB", "peak within the budget, MiB", "of that no mapped file, MiB"),
     *("above the budget, MiB", "equal"),
 )
@@ -137,6 +137,7 @@ def measure_streaming(dataset: Path, memory: ByteSize, rounds: int) -> list[tupl
             streamed = _child(dataset, case, memory=memory)
             pairs.append((_child(dataset, case, window=streamed["window"]), streamed))
         ratios = [streamed["rate"] / whole["rate"] for whole, streamed in pairs]
+        by_cpu = [whole["cpu"] / streamed["cpu"] for whole, streamed in pairs]
         rates = [statistics.median(outcome["rate"] for outcome in column) for column in zip(*pairs, strict=True)]
         peaks = [max(outcome["peak"] for outcome in column) / 2**20 for column in zip(*pairs, strict=True)]
         own = max(streamed["own"] for _, streamed in pairs) / 2**20
@@ -147,6 +148,7 @@ def measure_streaming(dataset: Path, memory: ByteSize, rounds: int) -> list[tupl
                 *(f"{rate:,.0f}" for rate in rates),
                 f"{statistics.median(ratios):.2f}",
                 f"{min(ratios):.2f} … {max(ratios):.2f}",
+                f"{statistics.median(by_cpu):.2f}",
                 f"{pairs[0][1]['window']:,}",
                 *(f"{peak:,.0f}" for peak in peaks),
                 f"{own:,.0f}",
@@ -155,6 +157,35 @@ def measure_streaming(dataset: Path, memory: ByteSize, rounds: int) -> list[tupl
             )
         )
     return rows
+
+
+def report_loading(folder: Path, rounds: int, *, write: bool) -> None:
+    """Measure loading, show it, and write its section of ``docs/benchmarks.md``."""
+    cases = ((5_856, 4), (50_000, 1))
+    rows = [row for images, views in cases for row in measure_loading(folder, images, views, rounds)]
+    lines = show(LOADING_HEADER, rows)
+    if write:
+        text = [
+            f"`make bench-loading`: parts of {PART_IMAGES} images into one array, their checksums compared, in turn",
+            f"with `np.fromfile` on a plain file of the same bytes, {rounds} times; files in the system's cache.",
+            "",
+        ]
+        write_section("heads-loading", "Loading a store", [*text, *lines, "", *describe()])
+
+
+def report_streaming(dataset: Path, memory: ByteSize, fits: int, *, write: bool) -> None:
+    """Measure training beyond memory, show it, and write its section of ``docs/benchmarks.md``."""
+    lines = show(STREAMING_HEADER, measure_streaming(dataset, memory, fits))
+    if write:
+        (parts,) = dataset.glob(f"*/{PARTS_NAME}")
+        images = len(open_store(parts.parent).part)
+        text = [
+            f"`make bench-loading`: {images:,} × {WIDTH} float16, four fifths of them train, trained with",
+            f"`--memory {memory.human_readable()}` and, in turn, in memory on windows of that size; each {fits} times,",
+            "in a process of its own. Rows of train a second of the epochs, val included; files in the system's cache.",
+            "",
+        ]
+        write_section("heads-streaming", "More features than memory", [*text, *lines, "", *describe()])
 
 
 def fit_once(dataset: Path, case: Case, memory: int | None, window: int) -> dict[str, Any]:
@@ -171,7 +202,7 @@ def fit_once(dataset: Path, case: Case, memory: int | None, window: int) -> dict
         HeadConfig(hidden=case.hidden, seed=seed, epochs=case.epochs, patience=case.epochs, window=window)
         for seed in range(case.heads)
     ]
-    ends: list[float] = []
+    ends: list[tuple[float, float]] = []
     peak = _Peak()
     record = run_experiment(
         [store],
@@ -179,13 +210,14 @@ def fit_once(dataset: Path, case: Case, memory: int | None, window: int) -> dict
         configs,
         rule="folders",
         memory=memory,
-        on_progress=lambda done, total, remark: ends.append(time.perf_counter()),  # noqa: ARG005 - told by name
+        on_progress=lambda *_: ends.append((time.perf_counter(), time.process_time())),
     ).record
     most, own = peak.stop()
     told = json.dumps([[head.history.val_loss, head.val.loss] for head in record.heads])
     return {
         # The first epoch has no beginning that is told.
-        "rate": record.n["train"] * (len(ends) - 1) / (ends[-1] - ends[0]),
+        "rate": record.n["train"] * (len(ends) - 1) / (ends[-1][0] - ends[0][0]),
+        "cpu": (ends[-1][1] - ends[0][1]) / (len(ends) - 1),
         "peak": most,
         "own": own,
         "window": record.heads[0].config.window,
@@ -252,32 +284,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="bench-loading-") as folder:
         if given.only != "streaming":
-            rows = [
-                row
-                for images, views in ((5_856, 4), (50_000, 1))
-                for row in measure_loading(Path(folder), images, views, given.rounds)
-            ]
-            lines = show(LOADING_HEADER, rows)
-            if given.write:
-                text = [
-                    f"`make bench-loading`: parts of {PART_IMAGES} images into one array, their checksums compared,",
-                    f"{given.rounds} times in turn with `np.fromfile` on a plain file of the same bytes; files in the",
-                    "system's cache.",
-                    "",
-                ]
-                write_section("heads-loading", "Loading a store", [*text, *lines, "", *describe()])
+            report_loading(Path(folder), given.rounds, write=given.write)
         if given.only != "loading":
             make_store(Path(folder) / "streamed", given.images, 1)
-            lines = show(STREAMING_HEADER, measure_streaming(Path(folder) / "streamed", memory, given.fits))
-            if given.write:
-                text = [
-                    f"`make bench-loading`: {given.images:,} × {WIDTH} float16, four fifths of them train, trained",
-                    f"with `--memory {given.memory}` and, in turn, in memory on windows of the same size, {given.fits}",
-                    "times, each in a process of its own. Rows of train a second of the epochs, val included; files in",
-                    "the system's cache.",
-                    "",
-                ]
-                write_section("heads-streaming", "More features than memory", [*text, *lines, "", *describe()])
+            report_streaming(Path(folder) / "streamed", memory, given.fits, write=given.write)
 
 
 if __name__ == "__main__":

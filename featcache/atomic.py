@@ -51,18 +51,23 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, resumed: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` that becomes ``path`` when the block ends well.
+
+    Args:
+        path: the folder to make.
+        resumed: the temporary folder has one name and stays where the block fails, so that the next try finds it: the
+            block must then judge each file that lies there.
 
     Raises:
         WriteError: the disk is full, the place cannot be written, or ``path`` already exists.
     """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{'' if resumed else secrets.token_hex(6) + '-'}{path.name}")
     try:
         if path.exists():
             # Said before the work is done; and renaming would replace an empty folder in silence.
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        temporary.mkdir(parents=True)
+        temporary.mkdir(parents=True, exist_ok=resumed)
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
@@ -70,7 +75,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
         sync_folder(path.parent)
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not resumed:
+            shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
             raise explained(path, None, error) from error
         raise

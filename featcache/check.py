@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import os
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 
 from featcache.decode import UnreadableImageError, decode, oversize_is_an_error, read_header
-from featcache.folders import SPLIT_FOLDERS
+from featcache.dicom import begins_as_dicom, is_dicom
+from featcache.folders import JPEG_AND_PNG, SPLIT_FOLDERS
 from featcache.images import ImageTable
+from featcache.quarantine import Quarantined as Quarantined
+from featcache.quarantine import in_lines
 
 FILES_A_TASK = 16
 """To hand a small file to another thread costs more than to read it."""
@@ -27,16 +30,11 @@ READ_AHEAD = 8
 
 NOT_THE_TABLES = "its SHA-256 is not the one in the table: make the table anew with 'cxr data table'"
 
+_Facts = tuple[str, int, int, str, str, str]
+"""SHA-256, width, height, what is odd, why unreadable, and projection of one file."""
+
 MAX_FILE_BYTES = 512 * 2**20
 """No radiograph is larger; reading stops there, so that a hostile file cannot fill the memory."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Quarantined:
-    """An image that could not be used, and why; it is listed everywhere and never dropped in silence."""
-
-    image_id: str
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,11 +45,15 @@ class Scan:
         table: the readable images.
         quarantined: the others.
         odd: image_id and what is unusual of it (mode, rotation), for images that are used nevertheless.
+        projections: image_id → PA, AP, lateral, oblique or not said, of the DICOM files that were opened.
+        dicom: whether any image is DICOM: then what decodes it is part of the spec.
     """
 
     table: ImageTable
     quarantined: tuple[Quarantined, ...]
     odd: tuple[Quarantined, ...]
+    projections: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    dicom: bool = False
 
 
 def read_file(root: Path, image_id: str) -> bytes:
@@ -71,12 +73,16 @@ def read_file(root: Path, image_id: str) -> bytes:
             if size > MAX_FILE_BYTES:
                 raise UnreadableImageError(f"larger than {MAX_FILE_BYTES // 2**20} MiB")
             # No more than it has: Python makes room for all that is asked for.
-            return file.read(size)
+            data = file.read(size)
     except OSError as error:
         raise UnreadableImageError(f"cannot be read: {error.strerror or error}") from error
     except RuntimeError as error:
         # What Python before 3.13 makes of links that lead in a circle.
         raise UnreadableImageError("cannot be read: the link leads back to itself") from error
+    if image_id.lower().endswith(JPEG_AND_PNG) and is_dicom(data):
+        # Where a table gives the hashes, files of such names are not opened to learn whether DICOM is among them.
+        raise UnreadableImageError("a DICOM file by the name of a JPEG or PNG: rename it to .dcm")
+    return data
 
 
 def _lies_within(root: Path, path: Path) -> bool:
@@ -123,29 +129,37 @@ def scan(
     sha256, width, height = table.sha256.copy(), table.width.copy(), table.height.copy()
     reasons: dict[int, str] = {}
     oddities: dict[int, str] = {}
+    projections: dict[str, str] = {}
     done = len(table) - len(unread)
     with oversize_is_an_error(), ThreadPoolExecutor(threads) as pool:
         for row, facts in zip(unread.tolist(), _in_order(pool, root, table.image_id[unread], whole), strict=True):
-            digest, width[row], height[row], odd, reason = facts
+            digest, width[row], height[row], odd, reason, projection = facts
             if digest and sha256[row] and digest != sha256[row]:
                 reason = NOT_THE_TABLES
             sha256[row] = digest
             reasons |= {row: reason} if reason else {}
             oddities |= {row: odd} if odd and not reason else {}
+            projections |= {table.image_id[row]: projection} if projection and not reason else {}
             done += 1
             if on_image is not None:
                 on_image(done)
     full = dataclasses.replace(table, sha256=sha256, width=width, height=height)
     good = np.ones(len(table), bool)
     good[list(reasons)] = False
-    return Scan(table=full.take(good), quarantined=_listed(table, reasons), odd=_listed(table, oddities))
+    # Of those not opened, that is known of the ones named as JPEG or PNG; one that is DICOM settles it.
+    others = (name for name in np.delete(table.image_id, unread) if not name.lower().endswith(JPEG_AND_PNG))
+    return Scan(
+        table=full.take(good),
+        quarantined=_listed(table, reasons),
+        odd=_listed(table, oddities),
+        projections=projections,
+        dicom=bool(projections) or any(begins_as_dicom(root / name) for name in others),
+    )
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, root: Path, image_ids: Iterable[str], whole: bool
-) -> Iterator[tuple[str, int, int, str, str]]:
+def _in_order(pool: ThreadPoolExecutor, root: Path, image_ids: Iterable[str], whole: bool) -> Iterator[_Facts]:
     """The facts of each file, in order; few are under way, so that the memory does not grow with their number."""
-    under_way: deque[Future[list[tuple[str, int, int, str, str]]]] = deque()
+    under_way: deque[Future[list[_Facts]]] = deque()
     names = iter(image_ids)
     while some := list(itertools.islice(names, FILES_A_TASK)):
         under_way.append(pool.submit(lambda some: [_facts(root, image_id, whole) for image_id in some], some))
@@ -155,19 +169,20 @@ def _in_order(
         yield from under_way.popleft().result()
 
 
-def _facts(root: Path, image_id: str, whole: bool) -> tuple[str, int, int, str, str]:
-    """(sha256, width, height, what is odd, why unreadable) of one file."""
+def _facts(root: Path, image_id: str, whole: bool) -> _Facts:
+    """What is to be known of one file."""
     try:
         data = read_file(root, image_id)
         header = read_header(data)
         if whole:
             decode(data)
     except UnreadableImageError as error:
-        return "", 0, 0, "", str(error)
+        return "", 0, 0, "", str(error), ""
     odd = [f"mode {header.mode}"] if header.mode not in ("L", "RGB") else []
     odd += ["rotated by EXIF"] if header.rotated else []
+    odd += header.notes
     odd += [f"{header.width}×{header.height} is small"] if min(header.width, header.height) < 64 else []
-    return hashlib.sha256(data).hexdigest(), header.width, header.height, ", ".join(odd), ""
+    return hashlib.sha256(data).hexdigest(), header.width, header.height, ", ".join(odd), "", header.projection
 
 
 def _listed(table: ImageTable, notes: dict[int, str]) -> tuple[Quarantined, ...]:
@@ -207,6 +222,7 @@ def summarise(scanned: Scan) -> dict[str, Any]:
         "duplicates": groups,
         "duplicates_across_splits": sum(len({folder_of[name] for name in group}) > 1 for group in groups),
         "sizes": _sizes(table),
+        "projections": dict(Counter(scanned.projections.values()).most_common()),
         "quarantined": [dataclasses.asdict(row) for row in scanned.quarantined],
         "odd": [dataclasses.asdict(row) for row in scanned.odd],
         "class_weights": {
@@ -229,6 +245,10 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     if size:
         spread = "all" if size["different"] == 1 else f"{size['different']} sizes, most often"
         lines.append(f"size: {spread} {size['commonest'][0]}×{size['commonest'][1]} pixels")
+    if summary["projections"]:
+        lines.append(
+            "projections of the DICOM files: " + ", ".join(f"{n} {p}" for p, n in summary["projections"].items())
+        )
     weights = ", ".join(f"{name} {weight:.4f}" for name, weight in summary["class_weights"].items())
     lines.append(f"class weights of train: {weights}")
     straddling = summary["straddling"]
@@ -245,8 +265,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         rows = summary[name]
         title = {"odd": "odd, but used", "quarantined": "unreadable, left out"}[name]
         lines.append(f"{title}: {len(rows)}")
-        lines += [f"  {row['image_id']}: {row['reason']}" for row in rows[:20]]
-        lines += [f"  … and {len(rows) - 20} more ('--json' lists all)"] if len(rows) > 20 else []
+        lines += [f"  {line}" for line in in_lines((Quarantined(**row) for row in rows), 20)]
     return lines
 
 

@@ -22,9 +22,13 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from featcache.errors import DataError
+from featcache.dicom import decode_dicom, dicom_decoder, is_dicom, read_dicom
+from featcache.errors import UnreadableImageError as UnreadableImageError
 
 DECODER = f"simplejpeg-{simplejpeg.__version__.split('.')[0]} pillow-{PIL.__version__.split('.')[0]}"
+
+DICOM = " dicom-"
+"""What stands in the spec's decoder where there are DICOM files among the images."""
 
 SHRINKING = (1, 2, 3, 4)
 """Eighths of its size at which a JPEG may be decoded. Larger ones save next to nothing and take longer than all."""
@@ -61,18 +65,25 @@ Pixels = NDArray[np.uint8]
 """Decoded pixels: [H, W] when grey, [H, W, 3] otherwise."""
 
 
-class UnreadableImageError(DataError):
-    """An image that cannot be read; the message is the reason shown to the user."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ImageHeader:
-    """What a file says of itself before it is decoded: size in pixels, and Pillow's mode."""
+    """What a file says of itself before it is decoded.
+
+    Attributes:
+        width: in pixels.
+        height: in pixels.
+        mode: Pillow's word for the pixels.
+        rotated: whether EXIF has it turned.
+        projection: which way the rays went; empty where the format has no word for it.
+        notes: what else is unusual of it.
+    """
 
     width: int
     height: int
     mode: str
     rotated: bool
+    projection: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +100,11 @@ class Decoded:
     pixels: Pixels
     height: float
     width: float
+
+
+def decoder_of(*, dicom: bool) -> str:
+    """What decodes here, for the spec; what decodes DICOM only where that is among the images (ADR 7)."""
+    return f"{DECODER} {dicom_decoder()}".rstrip() if dicom else DECODER
 
 
 @contextmanager
@@ -114,6 +130,11 @@ def read_header(data: bytes) -> ImageHeader:
     if plain is not None:
         height, width, mode = plain
         return ImageHeader(width=width, height=height, mode=mode, rotated=_camera_turn(data) != 1)
+    if is_dicom(data):
+        film = read_dicom(data, MAX_PIXELS)
+        mode = "L" if film.samples == 1 else "RGB"
+        size = {"width": film.columns, "height": film.rows}
+        return ImageHeader(**size, mode=mode, rotated=False, projection=film.projection, notes=film.notes)
     with _opened(data) as image:
         return ImageHeader(width=image.width, height=image.height, mode=image.mode, rotated=_orientation(image) != 1)
 
@@ -145,8 +166,11 @@ def decode_for(data: bytes, floors: Collection[int | None]) -> dict[int | None, 
         sound = {eighths: decoded for eighths, decoded in made.items() if decoded is not None}
         if len(sound) == len(made):
             return {floor: sound[eighths] for floor, eighths in sizes.items()}
-    with _opened(data) as image:
-        pixels = _upright(_one_channel_if_grey(_pixels_of(image)), _orientation(image))
+    if is_dicom(data):
+        pixels = _one_channel_if_grey(decode_dicom(data, MAX_PIXELS))
+    else:
+        with _opened(data) as image:
+            pixels = _upright(_one_channel_if_grey(_pixels_of(image)), _orientation(image))
     whole = Decoded(pixels=pixels, height=pixels.shape[0], width=pixels.shape[1])
     return dict.fromkeys(floors, whole)
 
@@ -232,7 +256,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(f"not a {' or '.join(FORMATS)} image") from error
+        raise UnreadableImageError(f"not a {', '.join(FORMATS)} or DICOM image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImageError(f"more than {MAX_PIXELS:,} pixels") from error
     except (OSError, ValueError, SyntaxError, MemoryError) as error:

@@ -26,6 +26,10 @@ class DataError(CxrError):
     """The images, their folders or their table are not what the command needs."""
 
 
+class UnreadableImageError(DataError):
+    """An image that cannot be read; the message is the reason shown to the user."""
+
+
 class BackboneError(CxrError):
     """A backbone is unknown, or its weights cannot be had or do not fit it."""
 

@@ -11,7 +11,8 @@ from featcache.errors import DataError
 
 SPLIT_FOLDERS = ("train", "val", "test")
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".dcm")
+JPEG_AND_PNG = (".jpeg", ".jpg", ".png")
+IMAGE_SUFFIXES = (*JPEG_AND_PNG, ".dcm", ".dicom")
 """What an image's name ends in; it matters only for files that lie in no class folder."""
 
 

@@ -65,7 +65,9 @@ class PartReader:
         self._folder = store / PARTS_NAME
         self._spec = spec
         self._spec_json = spec.to_json().encode()
-        self._layouts: dict[int, _Layout] = {}  # by the size of the file
+        # By the size of the file; those of one size may hold other views.
+        self._layouts: dict[int, list[_Layout]] = {}
+        self._verified: dict[str, tuple[int, _Layout]] = {}  # name → size and layout of what has been read
         self._buffer = threading.local()
 
     def read(self, name: str, wanted: Digests, target: NDArray[Any]) -> Part:
@@ -83,12 +85,12 @@ class PartReader:
         path = self._folder / name
         try:
             seen = path.stat()
-            layout = self._layouts.get(seen.st_size) if stat.S_ISREG(seen.st_mode) else None
-            part = None if layout is None else self._read_as(layout, path, wanted, target)
+            for layout in list(self._layouts.get(seen.st_size, ())) if stat.S_ISREG(seen.st_mode) else ():
+                if (part := self._read_as(layout, path, wanted, target)) is not None:
+                    self._verified[name] = seen.st_size, layout
+                    return part
         except OSError:
-            part = None  # HDF5 finds the same, and says it in our words.
-        if part is not None:
-            return part
+            pass  # HDF5 finds the same, and says it in our words.
         header = self.header(name)
         held = np.array(header.image_sha256, "S64")
         return Part(image_sha256=held, first_view=header.views[0], features=read_features(header))
@@ -101,7 +103,10 @@ class PartReader:
         """
         header = read_header(self._folder / name, self._spec)
         if (found := _layout(header)) is not None:
-            self._layouts[header.path.stat().st_size] = found
+            size = header.path.stat().st_size
+            if found not in (known := self._layouts.setdefault(size, [])):
+                known.append(found)
+            self._verified[name] = size, found
         return header
 
     def _read_as(self, layout: _Layout, path: Path, wanted: Digests, target: NDArray[Any]) -> Part | None:
@@ -112,6 +117,8 @@ class PartReader:
             fits = (target.shape, target.dtype) == (layout.shape, layout.dtype) and target.flags.c_contiguous
             if not (_fill(file, image_sha256, layout.image_sha256) and _fill(file, stated, layout.checksum)):
                 return None
+            if _name(image_sha256, layout.views) != path.name:
+                return None
             if not (fits and np.array_equal(image_sha256, wanted)):
                 target = self._scratch(layout.shape, layout.dtype)
             if not _fill(file, target, layout.features):
@@ -120,7 +127,7 @@ class PartReader:
         digest.update(image_sha256.data.cast("B"))
         digest.update(np.array(layout.views, "<i4").tobytes())
         digest.update(target.data.cast("B"))
-        if digest.hexdigest().encode() != stated[0] or _name(image_sha256, layout.views) != path.name:
+        if digest.hexdigest().encode() != stated[0]:
             return None
         return Part(image_sha256=image_sha256, first_view=layout.views[0], features=target)
 
@@ -133,8 +140,8 @@ class PartReader:
         path = self._folder / name
         try:
             seen = path.stat()
-            layout = self._layouts.get(seen.st_size)
-            if layout is None or not stat.S_ISREG(seen.st_mode):
+            size, layout = self._verified.get(name, (-1, None))
+            if layout is None or size != seen.st_size or not stat.S_ISREG(seen.st_mode):
                 return None
             with path.open("rb", buffering=0) as file:
                 image_sha256 = np.empty(layout.shape[0], "S64")

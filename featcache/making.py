@@ -16,6 +16,7 @@ from importlib.metadata import version
 
 from featcache.backbones import Backbone, load_backbone
 from featcache.batches import Batches, Runner
+from featcache.decode import DICOM, decoder_of
 from featcache.errors import BackboneError, StoreError
 from featcache.forward import compile_forward
 from featcache.index import PARTS_NAME
@@ -232,7 +233,7 @@ def load_source(brief: Brief, number: int) -> Backbone:
     """Load one of a pass's backbones anew.
 
     Raises:
-        BackboneError: it cannot be had here, or its weights are not those of the spec.
+        BackboneError: it cannot be had here, or its weights or what decodes images are not those of the spec.
     """
     source, spec = brief.sources[number], brief.specs[number]
     backbone = load_backbone(source.name, source.weights, source.image_size)
@@ -240,6 +241,10 @@ def load_source(brief: Brief, number: int) -> Backbone:
         raise BackboneError(
             f"the weights of {source.name} here are not those of the pass ({backbone.weights_sha256[:12]} against "
             f"{spec.weights_sha256[:12]}): give every machine the same file with --weights"
+        )
+    if spec.decoder != (here := decoder_of(dicom=DICOM in spec.decoder)):
+        raise BackboneError(
+            f"images are decoded by {here} here, by {spec.decoder} in the pass: install the same packages"
         )
     return backbone
 
@@ -257,6 +262,7 @@ def geometry_of(spec: FeatureSpec) -> Geometry:
 
 def _provenance(spec: FeatureSpec, batch_size: int) -> dict[str, str | int]:
     """What made a part, beyond what determines its values; no clock, so that equal parts are equal files."""
-    runtime = ["openvino"] if spec.runtime == "openvino" else []
-    packages = ("torch", "torchvision", "timm", "pillow", "simplejpeg", *runtime)
+    some = ["openvino"] if spec.runtime == "openvino" else []
+    some += ["pydicom", "imagecodecs"] if DICOM in spec.decoder else []
+    packages = ("torch", "torchvision", "timm", "pillow", "simplejpeg", *some)
     return {**{name: version(name) for name in packages}, "cxr": version("cxr"), "batch_size": batch_size}

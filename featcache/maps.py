@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from featcache.backbones import Backbone
 from featcache.check import read_file
 from featcache.decode import Pixels, decode_for, oversize_is_an_error
+from featcache.encoding import forward_of
 from featcache.errors import BackboneError
-from featcache.forward import compile_forward
 from featcache.making import geometry_of
 from featcache.networks import LastMap, PooledNetwork
-from featcache.reproduction import compute_as_stored
-from featcache.runtime import Compute, choose_device
+from featcache.runtime import Compute
 from featcache.store import FeatureStore
 from featcache.views import Window, clean_window, render
 
@@ -53,7 +52,7 @@ class FilmMapper:
 
     Args:
         store: says how its features were made.
-        backbone: its network, as ``reproduction.load_backbone_of`` gives it.
+        backbone: its network, as ``encoding.backbone_of`` gives it.
         compute: device and threads.
 
     Raises:
@@ -61,19 +60,12 @@ class FilmMapper:
     """
 
     def __init__(self, store: FeatureStore, backbone: Backbone, compute: Compute | None = None) -> None:
-        compute = compute_as_stored(store, backbone, compute, way_out="--weights FILE")
         assert isinstance(backbone.network, PooledNetwork), type(backbone.network)
         _require_map(backbone, backbone.network)
         self.spec = store.spec
         self.geometry = geometry_of(store.spec)
-        self.forward = compile_forward(
-            dataclasses.replace(backbone, network=LastMap(backbone.network).eval()),
-            1,
-            runtime=store.spec.runtime,
-            precision=store.spec.precision,
-            device=choose_device(compute.device),
-            threads=compute.threads,
-        )
+        unpooled = dataclasses.replace(backbone, network=LastMap(backbone.network).eval())
+        self.forward, _ = forward_of(store, unpooled, dataclasses.replace(compute or Compute(), batch_size=1))
 
     def film(self, path: Path) -> FilmMap:
         """Read one image file, and run the network over its clean view.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featcache.backbones import Backbone
 from featcache.check import Scan
-from featcache.decode import DECODER
+from featcache.decode import decoder_of
 from featcache.errors import StoreError
 from featcache.images import Strings
 from featcache.parts import PartHeader
@@ -39,8 +39,13 @@ class Job:
     first_missing: NDArray[np.int64]
 
 
-def spec_of(backbone: Backbone, *, recipe_seed: int = 0, compute: Compute | None = None) -> FeatureSpec:
-    """The spec that features of this backbone have on this machine."""
+def spec_of(
+    backbone: Backbone, *, recipe_seed: int = 0, compute: Compute | None = None, dicom: bool = False
+) -> FeatureSpec:
+    """The spec that features of this backbone have on this machine.
+
+    ``dicom``: whether there are DICOM files among the images.
+    """
     compute = compute or Compute()
     device = device_of(compute)
     preprocessing = backbone.preprocessing
@@ -55,7 +60,7 @@ def spec_of(backbone: Backbone, *, recipe_seed: int = 0, compute: Compute | None
         recipe_seed=recipe_seed,
         runtime=choose_runtime(compute.runtime, device),
         precision=choose_precision(compute.precision, device),
-        decoder=DECODER,
+        decoder=decoder_of(dicom=dicom),
         decode_floor=_decode_floor(preprocessing.resize_side),
     )
 
@@ -85,7 +90,7 @@ def plan(
 
     Without ``set_aside`` nothing is moved, and such a part counts as missing all the same.
     """
-    spec = spec_of(backbone, recipe_seed=recipe_seed, compute=compute)
+    spec = spec_of(backbone, recipe_seed=recipe_seed, compute=compute, dicom=scanned.dicom)
     store = store_folder(dataset, spec)
     headers: list[PartHeader] = []
     replaced: list[str] = []

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.backbones import Backbone
+from featcache.encoding import forward_of
 from featcache.errors import StoreError
-from featcache.forward import compile_forward
 from featcache.loading import Rendering, Wanted, load_ahead
 from featcache.making import geometry_of
 from featcache.parts import stored_as
-from featcache.reproduction import compute_as_stored
-from featcache.runtime import Compute, choose_batch_size, choose_device
+from featcache.runtime import Compute
 from featcache.store import FeatureStore
 
 LEAST_COSINE = 0.999
@@ -79,18 +78,9 @@ def recompute(
         BackboneError: the backbone, or the decoder here, is not that of the spec, or it does not run here.
         StoreError: a part is damaged.
     """
-    spec, compute = store.spec, compute_as_stored(store, backbone, compute)
+    spec, compute = store.spec, compute or Compute()
     rows = _chosen(store, count, seed)
-    device = choose_device(compute.device)
-    batch_size = choose_batch_size(compute.batch_size, device)
-    forward = compile_forward(
-        backbone,
-        batch_size,
-        runtime=spec.runtime,
-        precision=spec.precision,
-        device=device,
-        threads=compute.threads,
-    )
+    forward, batch_size = forward_of(store, backbone, compute)
     wanted = [_wanted(store, row, view) for row, view in rows]
     wrong, unreadable, equal, least = [], [], 0, 1.0
     pixels = np.zeros((batch_size, 3, spec.image_size, spec.image_size), np.uint8)

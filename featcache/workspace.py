@@ -16,7 +16,7 @@ from featcache.errors import BackboneError, DataError, SettingsError
 from featcache.images import ImageTable, discover, read_csv, strings
 from featcache.index import PARTS_NAME
 from featcache.joined import FeatureSource, stores_of
-from featcache.naming import every_store, named_sources, names_of
+from featcache.naming import every_store, named_sources
 from featcache.settings import Settings, usable_cores, weights_of
 from featcache.sharing import Share, parse_share, share_from_environment
 from featcache.store import FeatureStore
@@ -138,17 +138,15 @@ def recompute_stores(
     Raises:
         CxrError: no data set or no store, or a part is damaged.
     """
+    from featcache.encoding import backbone_of
     from featcache.recompute import Recomputed, recompute
-    from featcache.reproduction import load_backbone_of
 
-    given = dict(zip(settings.backbone, weights_of(settings), strict=True)) if backbones else {}
     found = []
     for number, store in enumerate(stores := open_stores(settings, backbones)):
-        weights = next((given[name] for name in names_of(store.path) if name in given), "pretrained")
         tell = functools.partial(_tell_of_rows, on_row, number, len(stores))
         try:
-            backbone = load_backbone_of(store, weights)
-            again = recompute(store, data_root(settings), backbone, count, compute=compute_of(settings), on_row=tell)
+            backbone, how = backbone_of(store, settings), compute_of(settings)
+            again = recompute(store, data_root(settings), backbone, count, compute=how, on_row=tell)
         except BackboneError as error:
             # The other stores are looked at all the same.
             again = Recomputed(
@@ -160,21 +158,6 @@ def recompute_stores(
 
 def _tell_of_rows(on_row: Callable[[int, int], None], stores_done: int, stores: int, done: int, total: int) -> None:
     on_row(stores_done * total + done, stores * total)
-
-
-def stored_weights(settings: Settings, store: FeatureStore, given: str | None = None) -> str:
-    """The weights to look for a store's backbone in: those given, else those that the settings pair with its name.
-
-    Returns:
-        A file, ``random`` or ``pretrained``.
-
-    Raises:
-        SettingsError: another number of weights than of backbones.
-    """
-    if given is not None or not settings.weights:
-        return given or "pretrained"
-    pairs = dict(zip(settings.backbone, weights_of(settings), strict=True))
-    return next((pairs[name] for name in names_of(store.path) if name in pairs), "pretrained")
 
 
 def compute_of(settings: Settings) -> Compute:

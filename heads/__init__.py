@@ -1,7 +1,8 @@
 """Features to heads, numbers and pictures.
 
-Data flows ``config → samples → train → experiment → runs → decision → sealed → report → tables, notes, plots``. What is
-read of images comes from ``featcache.open_store``; nothing here looks at a pixel.
+Data flows ``config → samples → train → experiment → runs → decision → sealed → report → tables, notes, plots``; known
+cases flow ``nearest → neighbours, near_duplicates, label_errors → audit``. What is read of images comes from
+``featcache.open_store``; pixels are only shown, as thumbnails.
 """
 
 from __future__ import annotations

@@ -62,9 +62,9 @@ def backward(heads: Heads, gradients: Heads, features: Tensor, labels: Tensor, s
         a = torch.baddbmm(hidden.bias[:, None], x, hidden.kernel).relu_()  # [G, B, H]
     else:
         a = torch.bmm(x, hidden.kernel.to(x.dtype)).to(hidden.kernel.dtype).add_(hidden.bias[:, None]).relu_()
-    mean = a.mean(1)  # [G, H]
+    mean = _column_sums(a).div_(rows)  # [G, H]
     c = a - mean[:, None]
-    variance = torch.linalg.vector_norm(c, dim=1).square_().div_(rows)
+    variance = _column_sums(c.square()).div_(rows)
     _move_running_statistics(hidden, mean, variance, rows)
     r = torch.rsqrt(variance + BATCHNORM_EPSILON)
     scale = hidden.gamma * r
@@ -85,8 +85,14 @@ def backward(heads: Heads, gradients: Heads, features: Tensor, labels: Tensor, s
         torch.bmm(x.mT, dh, out=grad.kernel)
     else:
         grad.kernel.copy_(torch.bmm(x.mT, dh.to(x.dtype)))
-    torch.sum(dh, 1, out=grad.bias)
+    grad.bias.copy_(_column_sums(dh))
     return figures
+
+
+def _column_sums(matrix: Tensor) -> Tensor:
+    """Return the sums over B, [G, B, H] -> [G, H], as a product with ones: half the time of torch's sum."""
+    ones = matrix.new_ones(1, 1, 1).expand(len(matrix), 1, matrix.shape[1])
+    return torch.bmm(ones, matrix)[:, 0]
 
 
 def _linear(heads: Heads, gradients: Heads, features: Tensor, labels: Tensor, sample_weight: Tensor) -> BatchFigures:
@@ -113,13 +119,13 @@ def _linear(heads: Heads, gradients: Heads, features: Tensor, labels: Tensor, sa
 
 def _cross_entropy(z: Tensor, labels: Tensor, sample_weight: Tensor) -> tuple[Tensor, BatchFigures]:
     """Return the gradient of the loss by the logits, [G, K, B], and the figures."""
+    correct = (decide(z) == labels).sum(1)
     log_probability = log_softmax(z, 1)
     classes = torch.arange(z.shape[1], device=z.device)[:, None]
-    truth = (labels[:, None] == classes).to(z.dtype)  # [G or 1, K, B]
-    loss = -((log_probability * truth).sum(1) * sample_weight).mean(1)
-    correct = (decide(z) == labels).sum(1)
-    dz = log_probability.exp_().sub_(truth)
-    return dz.mul_(sample_weight[:, None] / z.shape[2]), BatchFigures(loss, correct)
+    weight = (sample_weight / z.shape[2])[:, None]  # [G, 1, B]
+    truth = (labels[:, None] == classes) * weight  # [G, K, B]
+    loss = -(log_probability * truth).sum((1, 2))
+    return log_probability.exp_().mul_(weight).sub_(truth), BatchFigures(loss, correct)
 
 
 def decide(z: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class Gain:
 def gain_of_views(row: Row, split: SplitLogits) -> Gain:
     """Test the view mean against the clean view, of the head that stands for a row."""
     clean, mean = (split.of(kind)[row.best] for kind in KINDS)
-    positive, patient = row.run.positive, np.array(split.patient_id)
+    positive, patient = row.run.positive, split.patient
     return Gain(
         auc=_delong(mean, clean, split.label == positive, positive, patient),
         accuracy=mcnemar(_decisions(mean, positive), _decisions(clean, positive), split.label, patient),
@@ -121,7 +121,7 @@ def against_selected(rows: Sequence[Row], tests: Sequence[SplitLogits], kind: Ki
 
 
 def _pair(row: Row, test: SplitLogits, chosen: Row, chosen_test: SplitLogits, kind: Kind) -> AgainstSelected:
-    positive, label, patient = row.run.positive, test.label, np.array(test.patient_id)
+    positive, label, patient = row.run.positive, test.label, test.patient
     one, other = test.of(kind)[row.best], chosen_test.of(kind)[chosen.best]
     ours, theirs = row.choices[kind].operating_points, chosen.choices[kind].operating_points
 
@@ -171,7 +171,7 @@ def _delong(
     other: NDArray[np.floating],
     truth: NDArray[np.bool_],
     positive: int,
-    patient: NDArray[np.str_],
+    patient: NDArray[np.intp],
 ) -> PairedTest | None:
     if one.shape[1] != 2:
         return None

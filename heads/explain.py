@@ -18,8 +18,7 @@ import numpy as np
 
 from featcache import atomic
 from featcache.check import Quarantined
-from featcache.decode import UnreadableImageError
-from featcache.errors import DataError
+from featcache.errors import DataError, UnreadableImageError
 from featcache.maps import FilmMap, FilmMapper
 from heads.contributions import Contributions, contributions
 from heads.metrics import probabilities

@@ -125,7 +125,7 @@ def figures_of(
         cuts = [0.5, *(points[rule][best].threshold for rule in rules if with_intervals)]
         found, (loss,) = resamples.figures(np.stack([probability[best] >= cut for cut in cuts]), losses[None])
         every = {**{name: getattr(found[0], name) for name in DECIDED}, "loss": loss}
-        every["auc"] = auc_interval(probability[best], truth, np.array(split.patient_id))
+        every["auc"] = auc_interval(probability[best], truth, split.patient)
         at = {
             rule: PointFigures(
                 points=tuple(points[rule]),

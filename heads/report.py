@@ -141,7 +141,7 @@ def _figures(row: Row, split: SplitLogits, kind: Kind, drawn: dict[Any, Resample
     positive = row.run.positive
     key = (positive, split.image_id, split.patient_id, split.label.tobytes())
     if key not in drawn:
-        drawn[key] = Resamples(split.label == positive, np.array(split.patient_id))
+        drawn[key] = Resamples(split.label == positive, split.patient)
     logits = split.of(kind)
     return figures_of(
         split,

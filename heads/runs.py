@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,6 +148,11 @@ class SplitLogits:
     label: NDArray[np.int64]
     image_id: tuple[str, ...]
     patient_id: tuple[str, ...]
+
+    @cached_property
+    def patient(self) -> NDArray[np.intp]:
+        """The number of each image's patient, [n], in the order of their names."""
+        return np.unique(np.array(self.patient_id), return_inverse=True)[1]
 
     def of(self, kind: Kind) -> NDArray[np.float32]:
         """The logits of a kind, [heads, n, K]."""

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import machine, scale, statistics
+from bench import heads, machine, scale, statistics
+from bench.usual_heads import usual_loop
+from heads import HeadConfig, fit, train
 
 
 @pytest.fixture
@@ -68,6 +70,35 @@ def test_a_step_of_the_scale_benchmark_runs_in_a_process_of_its_own(tmp_path: Pa
     outcome = scale.child("table", tmp_path, parts=2, images=3)
     assert set(outcome["laps"]) == {"read the CSV"}
     assert outcome["peak"] > 10e6
+
+
+def test_the_heads_benchmark_measures_all_that_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"TRAIN": 60, "VAL": 20, "HIDDEN": 4, "WIDTHS": (6, 8), "ROUNDS": 1, "SIDE": 16}
+    small |= {"PAPER": (("one", 6, [0.0]), ("other", 8, [0.0, 1e-4]))}
+    for name, value in small.items():
+        monkeypatch.setattr(heads, name, value)
+    monkeypatch.setattr(train, "has_fast_bfloat16", lambda _: True)  # emulated, if need be
+    monkeypatch.setattr(heads, "has_fast_bfloat16", lambda _: True)
+
+    def figures(lines: list[str]) -> list[list[str]]:
+        rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][2:]
+        assert all(float(cell.split()[0]) >= 0 for row in rows for cell in row[1:] if cell[:1].isdigit())
+        return rows
+
+    assert len(figures(heads.rate(4, 1))) == len(heads.WIDTHS)
+    assert [row[2] for row in figures(heads.table())] == ["3", "6", "9"]
+    assert len(figures(heads.linear(heads=50, width=6, sample=2))) == 2
+    assert len(figures(heads.bfloat16(4, 1))) == 1
+    monkeypatch.setattr(heads, "has_fast_bfloat16", lambda _: False)
+    assert heads.bfloat16(4, 1)[0].startswith("Not measured: this processor has no products in bfloat16")
+
+
+def test_usual_loops_learn_what_a_head_learns() -> None:
+    train_split, val = heads.drawn(400, 12, 1), heads.drawn(200, 12, 2)
+    config = HeadConfig(hidden=8, epochs=8, lr=1e-2, batch_size=32)
+    (head,) = fit(train_split, val, [config])
+    for loader in (True, False):
+        assert usual_loop(train_split, val, config, loader=loader) == pytest.approx(head.history.val_loss[-1], abs=0.1)
 
 
 def test_the_benchmark_of_statistics_measures_all_that_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,7 +192,7 @@ def test_a_module_says_in_its_name_what_it_is_of(module: str) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
 def test_a_module_stays_short_and_the_list_of_flags_too(path: Path) -> None:
     # cli.py is one file by its users' wish, and flags take a line each (docs/adr/0001-layout.md).
-    most = 700 if path.name == "cli.py" else 300
+    most = 760 if path.name == "cli.py" else 300
     assert len(path.read_text(encoding="utf-8").splitlines()) <= most
 
 

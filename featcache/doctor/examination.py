@@ -76,6 +76,7 @@ def decoder() -> Iterator[Finding]:
     from PIL import Image
 
     from featcache.decode import DECODER, decode
+    from featcache.dicom import dicom_decoder
 
     row, column = np.mgrid[:40, :56]
     picture = (2 * row + 3 * column).astype(np.uint8)
@@ -86,7 +87,8 @@ def decoder() -> Iterator[Finding]:
         off = int(np.abs(pixels.astype(int) - picture).max()) if pixels.shape == picture.shape else 255
         if off > tolerance:
             raise DataError(f"a {form} decoded by {DECODER} is off by {off} of 255 grey levels")
-    yield Finding(checked="decoder", found=f"JPEG and PNG come back as they were ({DECODER})")
+    dicom = f"; DICOM is read too ({dicom_decoder()})" if dicom_decoder() else "; DICOM needs pip install 'cxr[dicom]'"
+    yield Finding(checked="decoder", found=f"JPEG and PNG come back as they were ({DECODER}){dicom}")
 
 
 def data_set(settings: Settings) -> Iterator[Finding]:

@@ -105,7 +105,7 @@ def unreadable(films: Path) -> dict[str, str]:
     """Damage images in every way; name → how the reason begins."""
     reasons = {
         "empty": "empty file",
-        "text": "not a JPEG or PNG image",
+        "text": "not a JPEG, PNG or DICOM image",
         "cut": "damaged or truncated: ",
         "flipped": "",
         "gone": "no such file",

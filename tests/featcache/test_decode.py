@@ -75,14 +75,14 @@ def test_a_zero_byte_file_is_called_empty() -> None:
         b"hello",
         b"%PDF-1.7 a report",
         b"\xff\xd8\xff",
-        b"DICM" * 50,
+        b"DICM" * 20,
         encoded(Image.fromarray(GREY), "GIF"),
         encoded(Image.fromarray(GREY), "TIFF"),
         encoded(Image.fromarray(GREY), "BMP"),
     ],
 )
 def test_a_file_that_is_no_jpeg_or_png_is_refused_whatever_else_it_is(data: bytes) -> None:
-    assert why_not(data) == "not a JPEG or PNG image"
+    assert why_not(data) == "not a JPEG, PNG or DICOM image"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

@@ -259,7 +259,7 @@ def damaged_films(films: Path) -> dict[str, str]:
     empty.write_bytes(b"")
     text.write_text("no picture")
     cut.write_bytes(cut.read_bytes()[:-600])
-    reasons = ("empty file", "not a JPEG or PNG image", "damaged or truncated: ")
+    reasons = ("empty file", "not a JPEG, PNG or DICOM image", "damaged or truncated: ")
     return dict(zip((str(file.relative_to(films)) for file in (empty, text, cut)), reasons, strict=True))
 
 

@@ -168,7 +168,7 @@ def test_of_a_table_with_some_hashes_only_the_other_images_are_read(
     assert sorted(read) == sorted(table.image_id[[3, 5]])
     assert told == [len(table) - 1, len(table)]
     assert [(row.image_id, row.reason) for row in scanned.quarantined] == [
-        (table.image_id[5], "not a JPEG or PNG image")
+        (table.image_id[5], "not a JPEG, PNG or DICOM image")
     ]
     assert same(scanned.table, read_csv(given_table).take(np.arange(len(table)) != 5))
 

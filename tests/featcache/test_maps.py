@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from featcache.backbones import Backbone, load_backbone
-from featcache.decode import UnreadableImageError
-from featcache.errors import BackboneError
+from featcache.errors import BackboneError, UnreadableImageError
 from featcache.maps import FilmMapper
 from featcache.networks import LastMap, PooledNetwork, Preprocessing
 from featcache.runtime import Compute

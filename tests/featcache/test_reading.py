@@ -125,6 +125,24 @@ def test_hdf5_opens_one_part_of_a_size_and_no_other(store: FeatureStore, monkeyp
     assert len(opened) < 7
 
 
+def test_parts_of_one_size_may_hold_other_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = []
+    for view in (2, 0, 1):
+        for at in range(0, 100, PART):
+            rows = slice(at, at + PART)
+            digests, features = TABLE.sha256[rows].tolist(), FEATURES[rows, view : view + 1].astype(np.float32)
+            headers.append(read_header(write_part(tmp_path / PARTS_NAME, SPEC, digests, [view], features, {})))
+    assert len({header.path.stat().st_size for header in headers}) == 2
+    write_index(tmp_path, SPEC, Scan(table=TABLE, quarantined=(), odd=()), headers)
+    reader, out = open_store(tmp_path).reader(np.arange(100), range(VIEWS)), np.empty((30, VIEWS, DIM), np.float16)
+    for time in range(2):
+        if time:
+            monkeypatch.setattr(layouts, "read_header", None)  # nothing is opened again
+        for start in range(0, 90, 30):
+            reader.read(start, start + 30, out)
+            assert np.array_equal(out, FEATURES[start : start + 30])
+
+
 def test_a_wide_part_makes_all_wide_and_a_narrow_block_is_refused(tmp_path: Path) -> None:
     huge = FEATURES.astype(np.float32)
     huge[20, 0, 0] = 70_000.0

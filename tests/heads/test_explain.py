@@ -163,8 +163,12 @@ def test_weights_that_were_a_file_are_given_again_by_flag_or_settings(place: Pat
     done("extract", "--data", "films", "--weights", "w.pth", cwd=tmp_path, **QUICK)
     done("fit-head", "--data", "films", "--hidden", "0", "--epochs", "2", "--batch-size", "16", cwd=tmp_path, **QUICK)
     film: list[str | Path] = ["explain", *films(tmp_path, 1), "--data", "films", "--out", tmp_path / "out"]
-    assert "name the weights that made it with --weights FILE" in cxr(*film, cwd=tmp_path).error
+    assert (
+        "name the weights that made it with --backbone tiny_network:tiny --weights FILE"
+        in cxr(*film, cwd=tmp_path).error
+    )
     by_flag = done(*film, "--weights", "w.pth", "--json", cwd=tmp_path).json
+    assert done(*film, "--backbone", "tiny_network:tiny", "--weights", "w.pth", "--json", cwd=tmp_path).json == by_flag
     (tmp_path / "cxr.toml").write_text('backbone = "tiny_network:tiny"\nweights = "w.pth"\n')
     assert done(*film, "--json", cwd=tmp_path).json == by_flag
 

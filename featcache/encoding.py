@@ -1,0 +1,128 @@
+"""Images that no store holds to features, computed exactly as a store's spec says, and so comparable with its own.
+
+The same file gives the same bytes as the extraction would (a test).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.backbones import Backbone, load_backbone
+from featcache.decode import DICOM, decode_for, oversize_is_an_error
+from featcache.errors import BackboneError, UnreadableImageError
+from featcache.forward import compile_forward
+from featcache.making import geometry_of
+from featcache.naming import names_of
+from featcache.parts import stored_as
+from featcache.planning import spec_of
+from featcache.runtime import Compute, Forward, choose_batch_size, choose_device
+from featcache.settings import Settings, weights_of
+from featcache.spec import FeatureSpec
+from featcache.store import FeatureStore
+from featcache.views import render
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """One file: what the user calls it, and its bytes."""
+
+    name: str
+    data: bytes
+
+    @property
+    def sha256(self) -> str:
+        """The content hash, as the image table keeps it."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+def encode(
+    images: Sequence[ImageFile], store: FeatureStore, backbone: Backbone, compute: Compute | None = None
+) -> NDArray[np.float32]:
+    """Features of the clean view, [n, D] float32, rounded as the store keeps its own.
+
+    Args:
+        images: files of any data set.
+        store: gives the spec.
+        backbone: the network of that spec; see ``backbone_of``.
+        compute: device, batch size and threads; runtime and precision are the spec's.
+
+    Raises:
+        UnreadableImageError: an image cannot be read; the message begins with its name.
+        BackboneError: see ``forward_of``.
+    """
+    spec = store.spec
+    # First all images: a network may take a minute to compile, and one bad file would come to light after it.
+    pixels = [_clean_view(image, spec) for image in images]
+    forward, batch_size = forward_of(store, backbone, compute)
+    features = np.empty((len(images), backbone.dim), np.float32)
+    batch = np.zeros((batch_size, 3, spec.image_size, spec.image_size), np.uint8)
+    for start in range(0, len(images), batch_size):
+        some = pixels[start : start + batch_size]
+        for place, one in zip(batch, some, strict=False):
+            place[:] = one
+        features[start : start + len(some)] = forward(batch)[: len(some)]
+    return stored_as(features, spec.dtype).astype(np.float32)
+
+
+def _clean_view(image: ImageFile, spec: FeatureSpec) -> NDArray[np.uint8]:
+    """View 0, [c, S, S] uint8 with one channel for a grey image and three for others."""
+    try:
+        with oversize_is_an_error():
+            film = decode_for(image.data, [spec.decode_floor])[spec.decode_floor]
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f"{image.name}: {error}") from error
+    view: NDArray[np.uint8] = render(film.pixels, image.sha256, [0], geometry_of(spec), (film.height, film.width))[
+        0
+    ].numpy()
+    return view
+
+
+def forward_of(store: FeatureStore, backbone: Backbone, compute: Compute | None = None) -> tuple[Forward, int]:
+    """What computes features by a store's spec, and the batch size that it wants.
+
+    Raises:
+        BackboneError: the backbone, or the decoder here, is not that of the spec, or it does not run here.
+    """
+    spec, compute = store.spec, compute or Compute()
+    if spec.runtime == "openvino" and compute.device == "auto":
+        compute = dataclasses.replace(compute, device="cpu")
+    compute = dataclasses.replace(compute, runtime=spec.runtime, precision=spec.precision)
+    here = spec_of(backbone, recipe_seed=spec.recipe_seed, compute=compute, dicom=DICOM in spec.decoder)
+    if here.decoder != spec.decoder:
+        raise BackboneError(
+            f"{store.path} was made with another decoder ({spec.differences(here)}): it can be read and verified, and "
+            "computed again only by the cxr and the packages that its parts name"
+        )
+    if here != spec:
+        raise BackboneError(
+            f"{store.path} cannot be computed again with this {backbone.name} ({spec.differences(here)}): name the "
+            f"weights that made it with --backbone {spec.backbone} --weights FILE"
+        )
+    device = choose_device(compute.device)
+    batch_size = choose_batch_size(compute.batch_size, device)
+    forward = compile_forward(
+        backbone,
+        batch_size,
+        runtime=spec.runtime,
+        precision=spec.precision,
+        device=device,
+        threads=compute.threads,
+    )
+    return forward, batch_size
+
+
+def backbone_of(store: FeatureStore, settings: Settings) -> Backbone:
+    """The network of a store, with the weights that ``settings`` name for its backbone, else the pretrained ones.
+
+    Raises:
+        BackboneError: it or its weights cannot be had here.
+    """
+    backbone = store.spec.backbone
+    given = dict(zip(settings.backbone, weights_of(settings), strict=True))
+    weights = next((given[name] for name in names_of(store.path) if name in given), "pretrained")
+    return load_backbone(backbone, None if weights == "pretrained" else weights, store.spec.image_size)
