@@ -53,6 +53,7 @@ Config = Annotated[Path | None, typer.Option("--config", help=f"Settings file (d
 Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable result on stdout.")]
 Backbones = Annotated[list[str] | None, typer.Option("--backbone", "-b", help="Frozen network; repeat for several.")]
 Weights = Annotated[list[str] | None, typer.Option("--weights", help="A file, random or pretrained, one a backbone.")]
+WeightsOfStore = Annotated[str | None, typer.Option("--weights", help="The store's, where they were a file.")]
 Views = Annotated[int | None, typer.Option("--views", help="Views an image, the clean one included.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 L2 = Annotated[list[float] | None, typer.Option(help="L2 penalty of the Dense kernel; repeat for several.")]
@@ -346,6 +347,9 @@ def fit_head(
     standardise: Annotated[
         bool | None, typer.Option("--standardise/--no-standardise", help="Standardise features by the train split.")
     ] = None,
+    adapt: Annotated[
+        bool | None, typer.Option("--adapt/--no-adapt", help="Bring val and test to train's moments (transductive).")
+    ] = None,
     head_precision: Annotated[str | None, typer.Option(help="float32, or bfloat16 where it is fast.")] = None,
     views: Views = None,
     positive: Positive = None,
@@ -366,12 +370,12 @@ def fit_head(
     flags: dict[str, Any] = {"l2": l2, "learning_rate": lr, "hidden": hidden, "seeds": seeds, "split": split}
     flags |= {"split_seed": split_seed, "device": device, "cache": cache, "data": data, "table": table}
     flags |= {"epochs": epochs, "patience": patience, "batch_size": batch_size, "class_weights": class_weights}
-    flags |= {"view_policy": view_policy, "standardise": standardise, "head_precision": head_precision}
+    flags |= {"view_policy": view_policy, "standardise": standardise, "adapt": adapt}
+    flags |= {"head_precision": head_precision}
     flags |= {"views": views, "positive": positive, "memory": memory, "select": select}
     settings = load_settings(flags, config)
     from featcache.workspace import open_sources
-    from heads.experiment import configs_of
-    from heads.grids import StoreGrid
+    from heads.grids import StoreGrid, configs_of
 
     configs, count = configs_of(settings), settings.views if "views" in settings.model_fields_set else None
     _fit(settings, [StoreGrid.of(store, configs, count) for store in open_sources(settings, backbone or ())], as_json)
@@ -435,7 +439,8 @@ def _fit(settings: Settings, grids: Sequence[StoreGrid], as_json: bool) -> None:
             positive=settings.positive,
             device=choose_device(settings.device),
             memory=settings.memory,
-            folds=settings.select in FOLD_RULES,
+            folds=None if settings.select is None else settings.select in FOLD_RULES,
+            adapt=settings.adapt,
             on_progress=tell,
         )
     for head in {head.backbone: head for head in outcome.record.heads if head.config.window}.values():
@@ -516,7 +521,7 @@ def report(
 def neighbours(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE…", help="Files, or image ids of the data set.")],
     backbone: Backbones = None,
-    weights: Weights = None,
+    weights: WeightsOfStore = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Films an image.")] = 5,
     among: Annotated[str, typer.Option(help="train, val, test or all, as the split has them.")] = "train",
     other_patients: Annotated[bool, typer.Option("--other-patients", help="Leave the image's patient out.")] = False,
@@ -530,9 +535,8 @@ def neighbours(
     from heads.neighbours import COLUMNS, USES, look_up
 
     _one_of("--among", among, USES)
-    flags = {"backbone": backbone, "weights": weights, "data": data, "table": table, "cache": cache}
-    settings = load_settings(flags, config)
-    found = look_up(settings, images, k=k, searched=among, other_patients=other_patients)
+    settings = load_settings({"backbone": backbone, "data": data, "table": table, "cache": cache}, config)
+    found = look_up(settings, images, weights=weights, k=k, searched=among, other_patients=other_patients)
     if as_json:
         _print_json([dataclasses.asdict(one) for one in found])
     for one in [] if as_json else found:
@@ -549,8 +553,7 @@ def explain(
     of_class: Annotated[
         str | None, typer.Option("--class", help="Evidence for it (default: the positive one).")
     ] = None,
-    backbone: Backbones = None,
-    weights: Weights = None,
+    weights: WeightsOfStore = None,
     device: Device = None,
     data: Data = None,
     table: TableFile = None,
@@ -559,23 +562,20 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show which places of a film speak for a class, and which against: an exact share of the head's logit each."""
-    flags = {"backbone": backbone, "weights": weights, "data": data, "table": table, "cache": cache, "device": device}
-    settings = load_settings(flags, config)
+    settings = load_settings({"data": data, "table": table, "cache": cache, "device": device}, config)
     from featcache.images import positive_class
     from featcache.workspace import compute_of, dataset_folder
     from heads.saved_heads import choose_head, store_of
 
     dataset = dataset_folder(settings)
-    chosen = choose_head(dataset, run, head)
+    chosen = choose_head(dataset, run, head, rule=settings.select)
     explained_class = positive_class(chosen.run.classes, of_class) if of_class else chosen.run.positive
     store = store_of(dataset, chosen)
-    if weights and not backbone:
-        settings = settings.model_copy(update={"backbone": [store.spec.backbone]})
-    from featcache.encoding import backbone_of  # Not before: what can be wrong above is said without loading torch.
-    from featcache.maps import FilmMapper
+    from featcache.maps import FilmMapper  # Not before: what can be wrong above is said without loading torch.
+    from featcache.reproduction import backbone_of
     from heads.explain import explain_films
 
-    mapper = FilmMapper(store, backbone_of(store, settings), compute_of(settings))
+    mapper = FilmMapper(store, backbone_of(store, settings, weights), compute_of(settings))
     with _bar("explaining") as tell:
         explained = explain_films(images, chosen, mapper, explained_class, folder, root=settings.data, on_film=tell)
     _note_quarantined(explained.unreadable, "not read")

@@ -110,11 +110,11 @@ def rate(heads: int, epochs: int) -> list[str]:
         flop = 4 * TRAIN * width * HIDDEN * epochs  # a head: forward product and the weights' gradient
         rounds = [
             {
+                **found,
                 "GFLOP/s": heads * flop / found["grid"] / 1e9,
                 "share": heads * flop / found["grid"] / 1e9 / found["sgemm"],
                 "loader": found["loader"] * heads / found["grid"],
                 "sliced": found["sliced"] * heads / found["grid"],
-                **found,
             }
             for found in in_turn(
                 ROUNDS,

@@ -72,6 +72,7 @@ def write_run(dataset: Path, rows: int, seeds: int) -> None:
                 backbone=f"network{row % 4}",
                 fingerprint=f"{row % 4}" * 64,
                 views=4,
+                adapted=False,
                 config=HeadConfig(l2=1e-6 * (row // 4), seed=seed),
                 class_weight=(1.0, 1.0),
                 history=history,

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from featcache.backbones import Backbone
 from featcache.check import read_file
 from featcache.decode import Pixels, decode_for, oversize_is_an_error
-from featcache.encoding import forward_of
 from featcache.errors import BackboneError
 from featcache.making import geometry_of
 from featcache.networks import LastMap, PooledNetwork
+from featcache.reproduction import forward_of
 from featcache.runtime import Compute
 from featcache.store import FeatureStore
 from featcache.views import Window, clean_window, render
@@ -52,7 +52,7 @@ class FilmMapper:
 
     Args:
         store: says how its features were made.
-        backbone: its network, as ``encoding.backbone_of`` gives it.
+        backbone: its network, as ``reproduction.backbone_of`` gives it.
         compute: device and threads.
 
     Raises:
@@ -64,8 +64,9 @@ class FilmMapper:
         _require_map(backbone, backbone.network)
         self.spec = store.spec
         self.geometry = geometry_of(store.spec)
-        unpooled = dataclasses.replace(backbone, network=LastMap(backbone.network).eval())
-        self.forward, _ = forward_of(store, unpooled, dataclasses.replace(compute or Compute(), batch_size=1))
+        up_to_map = dataclasses.replace(backbone, network=LastMap(backbone.network).eval())
+        one = dataclasses.replace(compute or Compute(), batch_size=1)
+        self.forward, _ = forward_of(store, up_to_map, one)
 
     def film(self, path: Path) -> FilmMap:
         """Read one image file, and run the network over its clean view.

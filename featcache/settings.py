@@ -121,15 +121,18 @@ class Settings(BaseSettings):
     standardise: bool = Field(
         False, description="train on features less their mean over the train split, divided by their standard deviation"
     )
+    adapt: bool = Field(
+        False, description="bring val and test to the mean and deviation of train by their own images (transductive)"
+    )
     head_precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the heads' products; bfloat16 where the hardware has such products"
     )
     seeds: int = Field(1, ge=1, le=1000, description="heads a configuration, with seeds 0, 1, …")
 
-    select: Literal["clean", "views", "blocks", "series", "worst"] = Field(
-        "clean",
-        description="select by val loss of the clean view (clean) or of the views' mean (views); or by loss on folds "
-        "held out from train and val (blocks of patients, name series, or the worst), which takes more fits",
+    select: Literal["clean", "views", "blocks", "series", "worst"] | None = Field(
+        None,
+        description="select by val loss of the clean view (clean) or of the views' mean (views), or by loss on folds "
+        "held out from train and val (blocks, series, or the worst: the default where they can be had)",
     )
     ensembles: bool = Field(False, description="add ensembles over seeds and over backbones to the report")
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.errors import DataError
 from featcache.folds import Fold, block_folds, series_folds
 from featcache.images import ImageTable
 from featcache.splits import Split
 from heads.config import HeadConfig
-from heads.feeding import clean_and_mean
+from heads.feeding import adapted, clean_and_mean
 from heads.grids import StoreGrid
 from heads.held_out import FoldKind, HeldOut
 from heads.runs import SplitLogits
@@ -28,14 +29,24 @@ class ShiftFold:
     fold: Fold
 
 
-def shift_folds(images: ImageTable, divided: Split) -> tuple[ShiftFold, ...]:
+def shift_folds(images: ImageTable, divided: Split, *, strict: bool = True) -> tuple[ShiftFold, ...]:
     """Blocks of consecutive patients, and name series where a class has two, of the images of train and val.
+
+    Args:
+        images: the image table.
+        divided: its split.
+        strict: whether too few patients are an error; if not, there are no folds then.
 
     Raises:
         DataError: a class has too few patients.
     """
     rows = np.sort(np.concatenate([divided.train, divided.val]))
-    blocks, series = block_folds(images, rows), series_folds(images, rows)
+    try:
+        blocks, series = block_folds(images, rows), series_folds(images, rows)
+    except DataError:
+        if strict:
+            raise
+        return ()
     return (*(ShiftFold(kind="blocks", fold=f) for f in blocks), *(ShiftFold(kind="series", fold=f) for f in series))
 
 
@@ -51,6 +62,7 @@ def cross_fit(
     folds: Sequence[ShiftFold],
     *,
     device: str,
+    adapt: bool,
     kept: Callable[[str], KeptGroups],
     tell: Callable[[str, int], Callable[[EpochProgress], None]],
 ) -> SplitLogits:
@@ -62,6 +74,7 @@ def cross_fit(
         divided: its split; test is not read.
         folds: of train and val.
         device: a torch device.
+        adapt: bring val and the fold to the moments of what is trained on.
         kept: where the groups of a fold's heads are kept, by the fold's name.
         tell: asked, for each fold's fit, by its name and epochs in all, for what is told how it goes.
 
@@ -85,15 +98,18 @@ def cross_fit(
     mean: list[list[NDArray[np.float32]]] = [[] for _ in configs]
     for one in folds:
         rest, held_out = place[one.fold.rest], place[one.fold.held_out]
+        train, val, outside = part(rest[~in_val[rest]]), part(rest[in_val[rest]]), part(held_out)
+        if adapt:
+            val, outside = adapted(train, val), adapted(train, outside)
         fitted = fit(
-            part(rest[~in_val[rest]]),
-            part(rest[in_val[rest]]),
+            train,
+            val,
             configs,
             device=device,
             on_epoch=tell(f"{grid.source.backbone} without {one.fold.name}", sum(config.epochs for config in configs)),
             kept=kept(one.fold.name),
         )
-        for head, (clean_logits, mean_logits) in enumerate(clean_and_mean(fitted, part(held_out))):
+        for head, (clean_logits, mean_logits) in enumerate(clean_and_mean(fitted, outside)):
             clean[head].append(clean_logits)
             mean[head].append(mean_logits)
     every = np.concatenate([one.fold.held_out for one in folds])

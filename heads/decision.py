@@ -46,7 +46,7 @@ def decide(
     dataset: Path,
     run_ids: Sequence[str] = (),
     *,
-    rule: str = "clean",
+    rule: str | None = "clean",
     ensembles: bool = False,
     operating_rules: Sequence[str] = (),
 ) -> Decision:
@@ -55,7 +55,8 @@ def decide(
     Args:
         dataset: ``cache/<dataset>``.
         run_ids: take these runs only.
-        rule: of ``selection.SELECTION_RULES``.
+        rule: of ``selection.SELECTION_RULES``; None takes ``worst`` where all rows were fitted with folds held out,
+            else ``views``.
         ensembles: add rows of ensembles, which may be selected too.
         operating_rules: beside ``selection.OPERATING_RULES``.
 
@@ -66,6 +67,8 @@ def decide(
     rows, notes = read_rows(dataset, run_ids, load)
     load_folds = functools.cache(load_held_out)
     rows = [replace(row, held_out=held_out_scores(row.members, load_folds)) for row in rows]
+    if rule is None:
+        rule = "worst" if all(row.held_out for row in rows) else "views"
     if ensembles:
         rows += ensemble_rows(rows, load, load_folds, rule)
     rules = tuple(dict.fromkeys((*OPERATING_RULES, *operating_rules)))

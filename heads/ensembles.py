@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from heads.metrics import cross_entropy, evaluate
+from heads.row_names import TRANSDUCTIVE
 from heads.rows import Ensemble, Load, LoadHeldOut, Member, Row, held_out_scores, logits_of
 from heads.runs import KINDS, HeadRecord, Kind
 from heads.selection import FOLD_RULES, best_subset, scale_of_member, select
@@ -37,7 +38,9 @@ def ensemble_rows(rows: Sequence[Row], load: Load, load_held_out: LoadHeldOut, r
     made = [_over_seeds(row, load) for row in rows if row.seeds > 1]
     groups: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
     for row in rows:
-        key = (*row.split, row.run.positive, row.run.images_sha256)
+        if rule not in row.candidate.scores:
+            continue
+        key = (*row.split, row.run.positive, row.run.images_sha256, row.transductive)
         groups.setdefault(key, {}).setdefault(row.records[0].backbone, []).append(row)
     for key, by_backbone in groups.items():
         if len(by_backbone) > 1:
@@ -48,12 +51,13 @@ def ensemble_rows(rows: Sequence[Row], load: Load, load_held_out: LoadHeldOut, r
 
 def _apart(row: Row, keys: Sequence[tuple[Any, ...]], key: tuple[Any, ...]) -> str:
     """What tells a group's ensembles from those of the other groups."""
-    rule, seed, _, images = key
+    rule, seed, _, images, transductive = key
     words = (f"{rule} split" + (f" {seed}" if seed else ""), "", row.run.classes[row.run.positive], images[:6])
     several = [len({other[place] for other in keys}) > 1 for place in range(4)]
     shown = [several[0] or several[1], False, several[2], several[3]]
     labels = ("", "", "positive ", "images ")
-    return "".join(f", {label}{word}" for label, word, show in zip(labels, words, shown, strict=True) if show)
+    told = "".join(f", {label}{word}" for label, word, show in zip(labels, words, shown, strict=True) if show)
+    return told + (f", {TRANSDUCTIVE}" if transductive else "")
 
 
 def _over_seeds(row: Row, load: Load) -> Row:
@@ -98,6 +102,7 @@ def _row(
         members=tuple(members),
         records=records,
         ensemble=ensemble,
+        transductive=first.transductive,
         val=val,
         metrics=metrics,
         best=0,

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from featcache.errors import RunError, SettingsError, StoreError
 from featcache.images import ImageTable, positive_class
 from featcache.joined import FeatureSource, stores_of
-from featcache.settings import Settings
 from featcache.splits import Split, SplitRule, split
 from heads.checks import require_classes, require_images, require_views
-from heads.config import HeadConfig, grid
+from heads.config import HeadConfig
 from heads.cross_fit import cross_fit, held_out_of, shift_folds
-from heads.feeding import clean_and_mean, samples_of, window_for
+from heads.feeding import adapted, clean_and_mean, samples_of, window_for
 from heads.grids import StoreGrid
 from heads.group import FittedHead
 from heads.held_out import FOLDS_NAME
@@ -42,6 +41,23 @@ from heads.train import EpochProgress, KeptGroups, fit
 from heads.unfinished import UnfinishedRun
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What the fits of a run share.
+
+    Attributes:
+        positive: the positive class.
+        device: a torch device.
+        stream: leave the features in the store.
+        adapt: bring val and test to the moments of train.
+    """
+
+    positive: int
+    device: str
+    stream: bool
+    adapt: bool
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _StoreHeads:
     """The heads of one store, with their logits by split: (clean, view mean), each [n, K]."""
@@ -50,23 +66,6 @@ class _StoreHeads:
     records: list[HeadRecord]
     val: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
     test: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
-
-
-def configs_of(settings: Settings) -> tuple[HeadConfig, ...]:
-    """The grid that the settings declare."""
-    return grid(
-        hidden=settings.hidden,
-        l2=settings.l2,
-        lr=settings.learning_rate,
-        seeds=range(settings.seeds),
-        epochs=settings.epochs,
-        patience=settings.patience,
-        batch_size=settings.batch_size,
-        class_weights=settings.class_weights,
-        view_policy=settings.view_policy,
-        standardise=settings.standardise,
-        precision=settings.head_precision,
-    )
 
 
 class Options(TypedDict, total=False):
@@ -78,7 +77,8 @@ class Options(TypedDict, total=False):
     positive: str | None
     device: str
     memory: int | None
-    folds: bool
+    folds: bool | None
+    adapt: bool
     on_progress: Callable[[int, int, str], None] | None
 
 
@@ -113,7 +113,8 @@ def run_grids(
     positive: str | None = None,
     device: str = "cpu",
     memory: int | None = None,
-    folds: bool = False,
+    folds: bool | None = False,
+    adapt: bool = False,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Outcome:
     """Fit the heads of every grid and save them as one run.
@@ -133,7 +134,8 @@ def run_grids(
         memory: bytes for the features of a store at most (``heads.streaming``): what is larger is read in shuffle
             windows, whose size is part of each head's configuration; None reads everything into memory.
         folds: fit each configuration also without each of several folds of train and val (``heads.cross_fit``), for
-            the selection rules that ask how a head bears a shift.
+            the selection rules that ask how a head bears a shift; None does where there are patients and memory enough.
+        adapt: bring val, test and folds to the moments of train (``heads.feeding.adapted``): transductive.
         on_progress: told the epochs done of all heads, the epochs in all, and how it goes.
 
     Raises:
@@ -157,10 +159,16 @@ def run_grids(
     sizes = len(divided.train), len(divided.val), len(divided.test)
     windows = [window_for(grid_, sizes, memory) for grid_ in grids]
     grids = [_windowed(grid_, window) for grid_, window in zip(grids, windows, strict=True)]
-    shifts = shift_folds(images, divided) if folds else ()
-    if shifts and any(window is not None for window in windows):
-        raise SettingsError("folds are held out in memory: give more --memory, or select by clean or views")
-    name = run_id(grids, images, divided, positive_index, [one.fold.name for one in shifts])
+    streamed = any(window is not None for window in windows)
+    shifts = (
+        () if folds is False or (folds is None and streamed) else shift_folds(images, divided, strict=folds is True)
+    )
+    if (shifts or adapt) and streamed:
+        raise SettingsError(
+            "folds are held out, and splits adapted, in memory: give more --memory, select by clean or views, or leave "
+            "--adapt out"
+        )
+    name = run_id(grids, images, divided, positive_index, [one.fold.name for one in shifts], adapt=adapt)
     folder, unfinished = dataset / RUNS_NAME / name, UnfinishedRun(dataset, name)
     if (known := _known(folder)) is not None:
         unfinished.remove()
@@ -171,11 +179,14 @@ def run_grids(
     progress = RunProgress(grids, shifts, on_progress)
     for grid_, window in zip(grids, windows, strict=True):
         kept = partial(unfinished.of, grid_.source.fingerprint, grid_.views)
+        how = Conditions(positive=positive_index, device=device, stream=window is not None, adapt=adapt)
         backbone, epochs = grid_.source.backbone, sum(config.epochs for config in grid_.configs)
         told = progress.fit(backbone, epochs)
-        results.append(_fit_store(grid_, images, divided, positive_index, device, window is not None, told, kept()))
+        results.append(_fit_store(grid_, images, divided, how, told, kept()))
         if shifts:
-            held_out.append(cross_fit(grid_, images, divided, shifts, device=device, kept=kept, tell=progress.fit))
+            held_out.append(
+                cross_fit(grid_, images, divided, shifts, device=device, adapt=adapt, kept=kept, tell=progress.fit)
+            )
     record = RunRecord(
         format_version=FORMAT_VERSION,
         run_id=name,
@@ -223,30 +234,31 @@ def _fit_store(
     grid_: StoreGrid,
     images: ImageTable,
     divided: Split,
-    positive: int,
-    device: str,
-    stream: bool,
+    how: Conditions,
     on_epoch: Callable[[EpochProgress], None] | None,
     kept: KeptGroups,
 ) -> _StoreHeads:
     store, count = grid_.source, grid_.views
     label, splits = images.label, (divided.train, divided.val, divided.test)
-    train_samples, val_samples, test_samples = samples_of(store, images, splits, count, stream=stream)
-    fitted = fit(train_samples, val_samples, grid_.configs, device=device, on_epoch=on_epoch, kept=kept)
+    train_samples, val_samples, test_samples = samples_of(store, images, splits, count, stream=how.stream)
+    if how.adapt:
+        val_samples, test_samples = adapted(train_samples, val_samples), adapted(train_samples, test_samples)
+    fitted = fit(train_samples, val_samples, grid_.configs, device=how.device, on_epoch=on_epoch, kept=kept)
     val, test = clean_and_mean(fitted, val_samples), clean_and_mean(fitted, test_samples)
     records = [
         HeadRecord(
             backbone=store.backbone,
             fingerprint=store.fingerprint,
             views=count,
+            adapted=how.adapt,
             config=head.config,
             class_weight=head.class_weight,
             history=head.history,
             best_epoch=head.best_epoch,
             stop_reason=head.stop_reason,
             penalty=head.history.penalty[head.best_epoch],
-            val=evaluate(val[number][0], label[divided.val], positive),
-            val_view_mean=evaluate(val[number][1], label[divided.val], positive),
+            val=evaluate(val[number][0], label[divided.val], how.positive),
+            val_view_mean=evaluate(val[number][1], label[divided.val], how.positive),
         )
         for number, head in enumerate(fitted)
     ]

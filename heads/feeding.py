@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from featcache.errors import SettingsError
@@ -17,6 +18,7 @@ from heads.grids import StoreGrid
 from heads.group import FittedHead, chunk_images
 from heads.model import logits
 from heads.samples import IntArray, Samples
+from heads.scaling import Scaling
 from heads.streaming import StoredSamples, window_of
 
 
@@ -51,6 +53,19 @@ def samples_of(
         Samples(features=features[end - len(label) : end], labels=label, classes=classes)
         for end, label in zip(ends, labels, strict=True)
     ]
+
+
+def adapted(train: Samples | StoredSamples, other: Samples | StoredSamples) -> Samples:
+    """Another split with train's mean and standard deviation of each feature, in place of its own.
+
+    Its labels are not looked at, but all of its images are: a head's word on one depends on the others (transductive).
+    After AdaBN (Li et al. 2018), for features that are taken as they are. All views count.
+    """
+    assert isinstance(other, Samples), "run_grids refuses to adapt what is streamed"
+    wanted, own = (Scaling.of(one, "random", torch.device("cpu")) for one in (train, other))
+    mean, scale = (np.asarray(tensor) for tensor in (wanted.mean, wanted.scale))
+    features = own.standardise_(torch.from_numpy(other.features.astype(np.float32))).numpy() * scale + mean
+    return Samples(features=features, labels=other.labels, classes=other.classes)
 
 
 def window_for(grid: StoreGrid, sizes: tuple[int, int, int], memory: int | None) -> int | None:

@@ -12,7 +12,7 @@ from featcache.errors import SettingsError
 from featcache.joined import FeatureSource
 from featcache.naming import every_store, named_sources
 from featcache.settings import Settings
-from heads.config import HeadConfig
+from heads.config import HeadConfig, grid
 
 MOST_HEADS = 100_000
 
@@ -87,6 +87,23 @@ class DeclaredGrid:
                 grids[key] = StoreGrid.of(source, tuple(dict.fromkeys((*before, *new.configs))), new.views)
         bounded(sum(len(grid.configs) for grid in grids.values()), "the tables")
         return list(grids.values())
+
+
+def configs_of(settings: Settings) -> tuple[HeadConfig, ...]:
+    """The grid that the settings declare."""
+    return grid(
+        hidden=settings.hidden,
+        l2=settings.l2,
+        lr=settings.learning_rate,
+        seeds=range(settings.seeds),
+        epochs=settings.epochs,
+        patience=settings.patience,
+        batch_size=settings.batch_size,
+        class_weights=settings.class_weights,
+        view_policy=settings.view_policy,
+        standardise=settings.standardise,
+        precision=settings.head_precision,
+    )
 
 
 def bounded(count: int, what: str) -> None:

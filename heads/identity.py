@@ -16,7 +16,13 @@ from heads.grids import StoreGrid
 
 
 def run_id(
-    grids: Sequence[StoreGrid], images: ImageTable, divided: Split, positive: int, folds: Sequence[str] = ()
+    grids: Sequence[StoreGrid],
+    images: ImageTable,
+    divided: Split,
+    positive: int,
+    folds: Sequence[str] = (),
+    *,
+    adapt: bool = False,
 ) -> str:
     """Name a run by all that determines it: version, images, split, features, views, configurations.
 
@@ -26,6 +32,7 @@ def run_id(
         divided: how it is divided.
         positive: index of the positive class.
         folds: names of the folds that are held out besides.
+        adapt: whether val and test are brought to the moments of train.
     """
     content = {
         "cxr": version("cxr"),
@@ -34,6 +41,7 @@ def run_id(
         "split": [divided.rule, divided.seed],
         "positive": positive,
         "folds": list(folds),
+        "adapt": adapt,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return f"{divided.rule}-{digest[:10]}"

@@ -18,6 +18,7 @@ from heads.decision import Decision, decide
 from heads.figures import Figures, figures_json, figures_of, points_json, spread
 from heads.intervals import Resamples
 from heads.metrics import evaluate
+from heads.row_names import TRANSDUCTIVE
 from heads.rows import Row
 from heads.runs import KINDS, Kind, SplitLogits
 from heads.sealed import open_test
@@ -100,7 +101,7 @@ def build_report(
     dataset: Path,
     run_ids: Sequence[str] = (),
     *,
-    rule: str = "clean",
+    rule: str | None = "clean",
     ensembles: bool = False,
     operating_rules: Sequence[str] = (),
 ) -> Report:
@@ -109,7 +110,7 @@ def build_report(
     Args:
         dataset: ``cache/<dataset>``.
         run_ids: take these runs only.
-        rule: by which rows are selected, of ``heads.selection.SELECTION_RULES``.
+        rule: by which rows are selected, of ``heads.selection.SELECTION_RULES``; None: see ``heads.decision.decide``.
         ensembles: add rows of ensembles.
         operating_rules: beside ``heads.selection.OPERATING_RULES``.
 
@@ -169,6 +170,10 @@ def _warnings(decision: Decision) -> list[str]:
         f"{patients} patients have images in both train and val of the {rule} split: its val figures flatter"
         for rule, patients in straddling.items()
     ]
+    if any(row.transductive for row in rows):
+        notes.append(
+            f"rows marked {TRANSDUCTIVE} saw all images of val and test, without labels, and cannot judge a single film"
+        )
     if len({row.split for row in rows}) > 1:
         notes.append("the rows stand on different splits: compare val figures within a split only")
     if len({row.run.images_sha256 for row in rows}) > 1:
@@ -188,8 +193,10 @@ def _row_json(one: ReportRow) -> dict[str, Any]:
         "backbone": first.backbone if first else None,
         "fingerprint": first.fingerprint if first else None,
         "run": row.run.run_id if first else None,
+        "heads": list(row.members[0].heads) if first else None,
         "head": config,
         "views": first.views if first else None,
+        "transductive": row.transductive,
         "ensemble": ensemble,
         "split": row.run.split_rule,
         "split_seed": row.run.split_seed,

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from featcache.errors import OutdatedRunError, RunError
-from featcache.joined import part_names
 from heads.config import HeadConfig
 from heads.held_out import HeldOut, pooled
 from heads.metrics import Metrics
+from heads.row_names import row_names
 from heads.runs import KINDS, RUNS_NAME, HeadRecord, Kind, RunRecord, SplitLogits, load_run, run_folders
 from heads.selection import Candidate, Choices, best_seed
 
@@ -60,6 +60,7 @@ class Row:
         metrics: figures of val, by kind one a seed.
         best: index of the seed of the lowest val loss: the head that stands for the row.
         choices: temperature and operating points, by kind.
+        transductive: whether some of its heads saw all images of val and test, without labels.
         held_out: scores on the folds that were held out from train and val, by name; empty without such folds.
         selected: whether val chose this row.
     """
@@ -73,6 +74,7 @@ class Row:
     metrics: Mapping[Kind, tuple[Metrics, ...]]
     best: int
     choices: Mapping[Kind, Choices] = field(default_factory=dict)
+    transductive: bool = False
     held_out: Mapping[str, float] = field(default_factory=dict)
     selected: bool = False
 
@@ -180,7 +182,8 @@ def read_rows(dataset: Path, run_ids: Sequence[str], load: Load) -> tuple[list[R
                 kept[key] = run, folder, heads
     rows = [_row(*one, load) for one in kept.values()]
     rows.sort(key=lambda row: (*row.split, row.records[0].backbone, row.records[0].fingerprint))
-    return _named(rows), notes
+    names = row_names([row.records[0] for row in rows], [row.run for row in rows])
+    return [replace(row, name=name) for row, name in zip(rows, names, strict=True)], notes
 
 
 def _read_runs(dataset: Path, run_ids: Sequence[str]) -> tuple[list[tuple[RunRecord, Path]], list[str]]:
@@ -213,7 +216,16 @@ def _read_runs(dataset: Path, run_ids: Sequence[str]) -> tuple[list[tuple[RunRec
 
 def _key(run: RunRecord, record: HeadRecord) -> tuple[Any, ...]:
     seedless = replace(record.config, seed=0)
-    return run.split_rule, run.split_seed, run.positive, record.backbone, record.fingerprint, record.views, seedless
+    return (
+        run.split_rule,
+        run.split_seed,
+        run.positive,
+        record.backbone,
+        record.fingerprint,
+        record.views,
+        record.adapted,
+        seedless,
+    )
 
 
 def _row(run: RunRecord, folder: Path, heads: Sequence[int], load: Load) -> Row:
@@ -224,65 +236,9 @@ def _row(run: RunRecord, folder: Path, heads: Sequence[int], load: Load) -> Row:
         run=run,
         members=members,
         records=records,
+        transductive=any(one.adapted for one in records),
         val=logits_of(members, load, averaged=False),
         metrics={"clean": tuple(one.val for one in records), "view_mean": tuple(one.val_view_mean for one in records)},
         best=0,
     )
     return replace(row, best=best_seed(row.candidate))
-
-
-def _named(rows: list[Row]) -> list[Row]:
-    """Name rows as the study does (``ResNet50 + L2``), adding whatever else tells them apart."""
-    heads = [row.records[0] for row in rows]
-    several = {
-        field: len({getattr(head.config, field) for head in heads}) > 1
-        for field in (
-            "hidden",
-            "lr",
-            "epochs",
-            "patience",
-            "batch_size",
-            "class_weights",
-            "view_policy",
-            "precision",
-            "window",
-        )
-    }
-    prints: dict[str, set[str]] = {}
-    for head in heads:
-        prints.setdefault(head.backbone, set()).add(head.fingerprint)
-    short = {head.backbone: _short(head) for head in heads}
-    splits = {row.split for row in rows}
-    positives = {row.run.positive for row in rows}
-    view_counts = {(head.fingerprint, head.views) for head in heads}
-    named: list[Row] = []
-    for row, head in zip(rows, heads, strict=True):
-        config, backbone = head.config, head.backbone
-        # Library and options only where two backbones would share the short name.
-        name = short[backbone] if list(short.values()).count(short[backbone]) == 1 else backbone
-        if len(prints[backbone]) > 1:
-            name += f" [{'+'.join(part[:6] for _, part in part_names(backbone, head.fingerprint))}]"
-        name += f" + L2 {config.l2:g}" if config.l2 else ""
-        extras = [
-            {"hidden": "linear" if config.hidden == 0 else f"hidden {config.hidden}"}.get(
-                field, f"{field} {getattr(config, field)}"
-            )
-            for field, differs in several.items()
-            if differs
-        ]
-        if config.standardise and not all(other.config.standardise for other in heads):
-            extras.append("standardised")
-        if len({count for fingerprint, count in view_counts if fingerprint == head.fingerprint}) > 1:
-            extras.append(f"{head.views} view{'s' * (head.views > 1)}")
-        if len(positives) > 1:
-            extras.append(f"positive {row.run.classes[row.run.positive]}")
-        if len(splits) > 1:
-            extras.append(f"{row.run.split_rule} split" + (f" {row.run.split_seed}" if row.run.split_seed else ""))
-        named.append(replace(row, name=", ".join([name, *extras])))
-    return named
-
-
-def _short(head: HeadRecord) -> str:
-    """The backbone, or each of those joined, without library and options."""
-    parts = part_names(head.backbone, head.fingerprint)
-    return "+".join(name.removeprefix("torchvision:").partition("@")[0] for name, _ in parts)

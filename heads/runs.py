@@ -45,6 +45,7 @@ class HeadRecord:
         backbone: the frozen network's name.
         fingerprint: of the features' spec.
         views: views an image that it was trained on.
+        adapted: whether val and test were brought to the moments of train (transductive).
         config: what made it.
         class_weight: [K] weight of each class in the train loss.
         history: figures an epoch.
@@ -58,6 +59,7 @@ class HeadRecord:
     backbone: str
     fingerprint: str
     views: int
+    adapted: bool
     config: HeadConfig
     class_weight: tuple[float, ...]
     history: History

@@ -39,21 +39,27 @@ class SavedHead:
         return self.run.heads[self.number]
 
 
-def choose_head(dataset: Path, run_id: str | None = None, number: int | None = None) -> SavedHead:
+def choose_head(
+    dataset: Path, run_id: str | None = None, number: int | None = None, *, rule: str | None = "clean"
+) -> SavedHead:
     """The head that is asked for: of the newest run, and the one that val selects in it, unless named.
+
+    Val chooses among single heads, as in a report without ensembles: the mean of several heads is no saved head.
 
     Args:
         dataset: ``cache/<dataset>``.
         run_id: the run; None takes the one that was fitted or asked for last.
         number: index of the head in the run; None takes the best seed of the row that the run's report marks.
+        rule: by which that row is selected; see ``heads.decision.decide``. A head that is named needs none.
 
     Raises:
-        RunError: no runs, no such run or head, or a damaged one.
+        RunError: no such run or head, or none at all; a run that is damaged, of an older format, or lacks what the rule
+            compares; or a head that can judge no film alone.
     """
     folders = run_folders(dataset)
     if run_id is None and folders:
         run_id = max(folders, key=lambda folder: (folder / "run.json").stat().st_mtime_ns).name
-    decision = decide(dataset, [] if run_id is None else [run_id])
+    decision = decide(dataset, [] if run_id is None else [run_id], rule=rule if number is None else "clean")
     if number is None:
         row = decision.selected[0]
         number = row.members[0].heads[row.best]
@@ -65,6 +71,11 @@ def choose_head(dataset: Path, run_id: str | None = None, number: int | None = N
                 f"no head {number} in run {run_id}, whose heads are 0 to {last}: 'cxr report --json' lists them"
             )
         row = found[0]
+    if row.run.heads[number].adapted:
+        raise RunError(
+            f"head {number} of run {row.run.run_id} judges no film alone: it wants films at train's moments, by all "
+            "the films around them: name another with --head N, or run 'cxr fit-head' without --adapt"
+        )
     seed = f", seed {row.run.heads[number].config.seed}" if row.seeds > 1 else ""
     folder = row.members[0].folder
     weights = load_weights(folder, number)
@@ -112,7 +123,7 @@ def store_of(dataset: Path, head: SavedHead) -> FeatureStore:
     if JOINT in record.fingerprint:
         raise RunError(
             f"head {head.number} of run {head.run.run_id} stands on the joined features of {record.backbone}: name a "
-            "head of one backbone with --head N"
+            "head of one backbone with --head N ('cxr report --json' lists them)"
         )
     raise StoreError(
         f"the features of {record.backbone} that head {head.number} of run {head.run.run_id} was fitted on (spec "

@@ -103,6 +103,7 @@ def head(
     backbone: str = "resnet50",
     fingerprint: str = "f" * 64,
     views: int = 1,
+    adapted: bool = False,
     penalty: float = 0.0,
     val_view_mean: Metrics | None = None,
 ) -> HeadRecord:
@@ -112,6 +113,7 @@ def head(
         backbone=backbone,
         fingerprint=fingerprint,
         views=views,
+        adapted=adapted,
         config=config or HeadConfig(),
         class_weight=(1.5, 0.75),
         history=History(

@@ -133,7 +133,7 @@ def test_the_file_of_test_is_named_where_it_is_written_and_where_it_is_opened_an
     assert named == {("heads.runs", "save_run"), (SEALED, "_load")}
     # Nor may a name be put together, or a folder be listed, by what reads logits.
     readers = {module for module, tree in MODULES.items() if any(called(node) == "read_logits" for node in calls(tree))}
-    assert readers == {"heads.runs", SEALED}
+    assert readers == {"heads.runs", "heads.held_out", SEALED}
 
 
 def test_selection_opens_no_file_at_all() -> None:

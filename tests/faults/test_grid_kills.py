@@ -49,7 +49,8 @@ def grid_plan(few_phantoms: Path, undisturbed: dict[str, bytes], tmp_path: Path)
         for file, content in {} if cache.exists() else undisturbed.items():
             (cache / few_phantoms.name / file).parent.mkdir(parents=True, exist_ok=True)
             (cache / few_phantoms.name / file).write_bytes(content)
-        where = ("--data", str(few_phantoms), "--cache", str(cache), "--device", "cpu")
+        # Without folds there are as many groups as the phases count.
+        where = ("--data", str(few_phantoms), "--cache", str(cache), "--device", "cpu", "--select", "clean")
         arguments = ("grid", "--file", str(tmp_path / "grid.toml"), *where)
         return replace(Plan(root=str(few_phantoms), cache=str(cache), arguments=arguments), **fate)  # type: ignore[arg-type]
 
@@ -92,8 +93,10 @@ def test_a_grid_killed_in_any_phase_goes_on_to_the_same_bytes(
     for (name, plan), ending in zip(plans.items(), killed, strict=True):
         assert ending.status == -signal.SIGKILL, (name, ending.said)
         trap = traps[name]
-        finished[name] = trap.call - (trap.phase != "renamed") if trap.file == "group-" else GROUPS
-        assert len(kept(plan)) == finished[name], name
+        written = trap.call - (trap.phase != "renamed") if trap.file == "group-" else GROUPS
+        finished[name] = len(kept(plan))
+        # Two groups are trained at once, so the one before may not have been written to its end.
+        assert written - (trap.file == "group-" and trap.call > 1) <= finished[name] <= written, name
         assert not [path for path in Path(plan.cache).glob("*/runs/*/run.json") if not unfinished(path.parent)], name
     for name, ending in zip(plans, carry_out(*(grid_plan(name) for name in plans)), strict=True):
         assert ending.status == 0, (name, ending.said)

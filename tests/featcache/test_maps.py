@@ -7,10 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dicom_files import dicom
+from PIL import Image
 from torch import nn
 
 from featcache.backbones import Backbone, load_backbone
+from featcache.check import scan
+from featcache.decode import DICOM, decode
 from featcache.errors import BackboneError, UnreadableImageError
+from featcache.extraction import extract
+from featcache.images import discover
 from featcache.maps import FilmMapper
 from featcache.networks import LastMap, PooledNetwork, Preprocessing
 from featcache.runtime import Compute
@@ -84,6 +90,34 @@ def test_what_the_user_names_may_be_a_link_and_what_cannot_be_read_says_why(
     for name, reason in reasons.items():
         with pytest.raises(UnreadableImageError, match=reason):
             mapper.film(tmp_path / name)
+
+
+def test_a_dicom_films_map_averages_to_its_stored_feature_and_the_film_is_as_it_is_decoded(
+    phantoms: Path, tiny: Backbone, tmp_path: Path
+) -> None:
+    films = {}
+    for number, path in enumerate(sorted(phantoms.rglob("*.jpeg"))[::9]):
+        place = tmp_path / "films" / path.relative_to(phantoms).with_suffix(".dcm")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # Stored bright for dark or dark for bright, a film looks the same.
+        stored = decode(path.read_bytes())
+        stored = stored[:, : 64 - number]
+        turned = number % 2 == 1
+        kind = "MONOCHROME1" if turned else "MONOCHROME2"
+        place.write_bytes(dicom(255 - stored if turned else stored, PhotometricInterpretation=kind))
+        films[place.relative_to(tmp_path / "films").as_posix()] = stored
+    root, compute = tmp_path / "films", Compute(device="cpu", runtime="torch", precision="float32", threads=1)
+    (summary,) = extract(scan(discover(root), root), root, tmp_path / "cache", [tiny], compute=compute)
+    store = open_store(summary.store)
+    assert DICOM in store.spec.decoder
+    mapper = FilmMapper(store, tiny, compute)
+    for name, kept in zip(films, store.features(list(films)), strict=True):
+        film = mapper.film(root / name)
+        np.testing.assert_array_equal(film.pixels, films[name])
+        np.testing.assert_allclose(film.feature, kept, rtol=2.0**-10, atol=1e-6)
+    # A store of such films takes others too.
+    Image.fromarray(films[name]).save(png := tmp_path / "film.png")
+    np.testing.assert_array_equal(mapper.film(png).last_map, film.last_map)
 
 
 def test_another_network_than_the_stores_is_refused(store: FeatureStore) -> None:

@@ -17,14 +17,15 @@ from sklearn.metrics import confusion_matrix, f1_score, log_loss, recall_score, 
 from synthetic import features_of, images, write_store
 
 from featcache.atomic import WriteError
-from featcache.errors import CxrError, DataError, RunError, StoreError
+from featcache.errors import CxrError, DataError, RunError, SettingsError, StoreError
 from featcache.images import strings
 from featcache.joined import join, part_names
 from featcache.settings import Settings
 from featcache.splits import split
 from featcache.store import FeatureStore
 from heads.config import HeadConfig
-from heads.experiment import configs_of, run_experiment
+from heads.experiment import run_experiment
+from heads.grids import configs_of
 from heads.metrics import Metrics, probabilities
 from heads.model import HeadWeights, logits
 from heads.report import build_report
@@ -420,3 +421,51 @@ def test_a_place_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) 
     (tmp_path / "runs").write_text("a file where the folder of runs should be")
     message = refused(WriteError, [store], tmp_path, [LINEAR])
     assert f"cannot write {tmp_path / 'runs'}" in message
+
+
+# ---- transductive
+
+
+def test_adapted_splits_have_the_moments_of_train_and_heads_say_what_they_say_of_such_features(tmp_path: Path) -> None:
+    table = images()
+    store = write_store(tmp_path, table, views=2)
+    divided = split(table, "patient")
+    plain = run_experiment([store], tmp_path, CONFIGS)
+    outcome = run_experiment([store], tmp_path, CONFIGS, adapt=True)
+    assert outcome.record.run_id != plain.record.run_id
+    assert [head.adapted for head in (*plain.record.heads, *outcome.record.heads)] == [False] * 3 + [True] * 3
+    train, test = (
+        store.views(table.image_id[rows].tolist()).astype(np.float64) for rows in (divided.train, divided.test)
+    )
+    moments = [(one.reshape(-1, 6).mean(0), one.reshape(-1, 6).std(0)) for one in (train, test)]
+    brought = (test - moments[1][0]) / moments[1][1] * moments[0][1] + moments[0][0]
+    np.testing.assert_allclose(brought.reshape(-1, 6).mean(0), moments[0][0], atol=1e-6)
+    stored = read_logits(outcome.folder / "test.npz")
+    for number, weights in enumerate(weights_of(outcome)):
+        wanted = np.mean([logits(weights, brought[:, view]) for view in (0, 1)], axis=0)
+        np.testing.assert_allclose(stored.logits[number], logits(weights, brought[:, 0]), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(stored.logits_view_mean[number], wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_transductive_rows_are_marked_and_no_ensemble_mixes_them_with_others(tmp_path: Path) -> None:
+    table = images()
+    stores = [write_store(tmp_path, table, name, seed=seed) for seed, name in enumerate(("one", "two"))]
+    for adapt in (False, True):
+        run_experiment(stores, tmp_path, [LINEAR], adapt=adapt)
+    report = build_report(tmp_path, ensembles=True)
+    assert {row.name: row.row.transductive for row in report.rows} == {
+        "one": False,
+        "two": False,
+        "one, transductive": True,
+        "two, transductive": True,
+        "mean of 2 backbones": False,
+        "mean of 2 backbones, transductive": True,
+    }
+    assert [row["transductive"] for row in report.to_json()["rows"]] == [row.row.transductive for row in report.rows]
+    assert any("transductive saw all images of val and test" in warning for warning in report.warnings)
+
+
+def test_what_is_streamed_is_not_adapted(tmp_path: Path) -> None:
+    store = write_store(tmp_path, images({"train": (2000, 2000), "test": (3, 3)}))
+    message = refused(SettingsError, [store], tmp_path, [LINEAR], adapt=True, memory=50_000)
+    assert "leave --adapt out" in message

@@ -154,6 +154,31 @@ def test_folds_want_patients_and_memory(tmp_path: Path) -> None:
         run_experiment([many], tmp_path / "many", [LINEAR], folds=True, memory=50_000)
 
 
+def test_folds_are_held_out_where_they_can_be_if_nothing_is_said(tmp_path: Path) -> None:
+    held_out = {
+        "enough": run_experiment([write_store(tmp_path / "a", two_series())], tmp_path / "a", [LINEAR], folds=None),
+        "few patients": run_experiment(
+            [write_store(tmp_path / "b", images({"train": (4, 12), "test": (3, 3)}))],
+            tmp_path / "b",
+            [LINEAR],
+            folds=None,
+        ),
+        "little memory": run_experiment(
+            [write_store(tmp_path / "c", images({"train": (2000, 2000), "test": (3, 3)}))],
+            tmp_path / "c",
+            [LINEAR],
+            folds=None,
+            memory=50_000,
+        ),
+    }
+    assert {why: (one.folder / FOLDS_NAME).exists() for why, one in held_out.items()} == {
+        "enough": True,
+        "few patients": False,
+        "little memory": False,
+    }
+    assert [decide(tmp_path / of, rule=None).rule for of in "abc"] == ["worst", "views", "views"]
+
+
 @pytest.mark.parametrize("damage", ["half", "folds"])
 def test_damaged_folds_are_named(damage: str, outcome: Outcome) -> None:
     path = outcome.folder / FOLDS_NAME

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -59,6 +60,21 @@ def test_a_head_can_be_named_and_one_that_is_not_there_is_refused(tmp_path: Path
         choose_head(tmp_path / "nothing")
 
 
+def test_val_selects_by_the_rule_and_a_named_head_needs_none(tmp_path: Path) -> None:
+    synthetic.saved(tmp_path, synthetic.run(*heads_of_losses(0.1, 0.9, 0.45, 0.4)))
+    with pytest.raises(RunError, match=r"no head in .* has what --select worst compares"):
+        choose_head(tmp_path, rule="worst")
+    assert choose_head(tmp_path, number=2, rule="worst").number == 2
+
+
+def test_a_head_that_wants_films_adapted_by_others_is_refused(tmp_path: Path) -> None:
+    adapted, plain = (dataclasses.replace(head, adapted=n == 0) for n, head in enumerate(heads_of_losses(0.1, 0.2)))
+    synthetic.saved(tmp_path, synthetic.run(adapted, plain))
+    with pytest.raises(RunError, match=r"head 0 of run .* judges no film alone"):
+        choose_head(tmp_path)
+    assert choose_head(tmp_path, number=1).record == plain
+
+
 def test_weights_are_read_back_as_they_were_saved(tmp_path: Path) -> None:
     states = [weights(0), weights(1, hidden=3)] + [weights(number) for number in range(2, 11)]
     tensors = {f"{number}/{name}": array for number, state in enumerate(states) for name, array in state.items()}
@@ -95,11 +111,13 @@ def test_a_heads_store_is_found_by_its_spec_and_not_by_its_name(tmp_path: Path) 
 
 def test_a_head_on_joined_features_and_one_whose_store_is_gone_are_refused(tmp_path: Path) -> None:
     records = [
-        synthetic.head(backbone="one+other", fingerprint="e" * 64 + "+" + "f" * 64),
-        synthetic.head(backbone="gone"),
+        synthetic.head(val=synthetic.metrics(0.1), backbone="one+other", fingerprint="e" * 64 + "+" + "f" * 64),
+        synthetic.head(val=synthetic.metrics(0.2), backbone="gone"),
     ]
     synthetic.saved(tmp_path, synthetic.run(*records))
     with pytest.raises(RunError, match=r"head 0 .* joined features of one\+other: name a head of one backbone"):
         store_of(tmp_path, choose_head(tmp_path, number=0))
+    # Nor is one taken that nobody asked for, where val selects the joined one.
+    assert choose_head(tmp_path).number == 0
     with pytest.raises(StoreError, match=r"features of gone that head 1 .* are not in"):
         store_of(tmp_path, choose_head(tmp_path, number=1))
