@@ -12,16 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.backbones import Backbone, load_backbone
-from featcache.decode import DICOM, decode_for, oversize_is_an_error
-from featcache.errors import BackboneError, UnreadableImageError
-from featcache.forward import compile_forward
+from featcache.backbones import Backbone
+from featcache.decode import decode_for, oversize_is_an_error
+from featcache.errors import UnreadableImageError
 from featcache.making import geometry_of
-from featcache.naming import names_of
 from featcache.parts import stored_as
-from featcache.planning import spec_of
-from featcache.runtime import Compute, Forward, choose_batch_size, choose_device
-from featcache.settings import Settings, weights_of
+from featcache.reproduction import forward_of
+from featcache.runtime import Compute
 from featcache.spec import FeatureSpec
 from featcache.store import FeatureStore
 from featcache.views import render
@@ -48,12 +45,12 @@ def encode(
     Args:
         images: files of any data set.
         store: gives the spec.
-        backbone: the network of that spec; see ``backbone_of``.
+        backbone: the network of that spec; see ``reproduction.backbone_of``.
         compute: device, batch size and threads; runtime and precision are the spec's.
 
     Raises:
         UnreadableImageError: an image cannot be read; the message begins with its name.
-        BackboneError: see ``forward_of``.
+        BackboneError: see ``reproduction.forward_of``.
     """
     spec = store.spec
     # First all images: a network may take a minute to compile, and one bad file would come to light after it.
@@ -80,49 +77,3 @@ def _clean_view(image: ImageFile, spec: FeatureSpec) -> NDArray[np.uint8]:
         0
     ].numpy()
     return view
-
-
-def forward_of(store: FeatureStore, backbone: Backbone, compute: Compute | None = None) -> tuple[Forward, int]:
-    """What computes features by a store's spec, and the batch size that it wants.
-
-    Raises:
-        BackboneError: the backbone, or the decoder here, is not that of the spec, or it does not run here.
-    """
-    spec, compute = store.spec, compute or Compute()
-    if spec.runtime == "openvino" and compute.device == "auto":
-        compute = dataclasses.replace(compute, device="cpu")
-    compute = dataclasses.replace(compute, runtime=spec.runtime, precision=spec.precision)
-    here = spec_of(backbone, recipe_seed=spec.recipe_seed, compute=compute, dicom=DICOM in spec.decoder)
-    if here.decoder != spec.decoder:
-        raise BackboneError(
-            f"{store.path} was made with another decoder ({spec.differences(here)}): it can be read and verified, and "
-            "computed again only by the cxr and the packages that its parts name"
-        )
-    if here != spec:
-        raise BackboneError(
-            f"{store.path} cannot be computed again with this {backbone.name} ({spec.differences(here)}): name the "
-            f"weights that made it with --backbone {spec.backbone} --weights FILE"
-        )
-    device = choose_device(compute.device)
-    batch_size = choose_batch_size(compute.batch_size, device)
-    forward = compile_forward(
-        backbone,
-        batch_size,
-        runtime=spec.runtime,
-        precision=spec.precision,
-        device=device,
-        threads=compute.threads,
-    )
-    return forward, batch_size
-
-
-def backbone_of(store: FeatureStore, settings: Settings) -> Backbone:
-    """The network of a store, with the weights that ``settings`` name for its backbone, else the pretrained ones.
-
-    Raises:
-        BackboneError: it or its weights cannot be had here.
-    """
-    backbone = store.spec.backbone
-    given = dict(zip(settings.backbone, weights_of(settings), strict=True))
-    weights = next((given[name] for name in names_of(store.path) if name in given), "pretrained")
-    return load_backbone(backbone, None if weights == "pretrained" else weights, store.spec.image_size)

@@ -82,8 +82,16 @@ def _find_image(name: str, table: ImageTable, root: Path | None) -> NamedImage:
     return NamedImage(name=name, sha256=digest, row=int(chosen[0]) if len(chosen) else None, data=data)
 
 
-def features_of(images: Sequence[NamedImage], store: FeatureStore, settings: Settings) -> NDArray[np.float32]:
+def features_of(
+    images: Sequence[NamedImage], store: FeatureStore, settings: Settings, weights: str | None = None
+) -> NDArray[np.float32]:
     """Features of the clean view, [n, D] float32: read where the store has them, else computed by its spec.
+
+    Args:
+        images: the images.
+        store: the store.
+        settings: say what computes, and which weights where none are given.
+        weights: see ``reproduction.backbone_of``.
 
     Raises:
         BackboneError: a network is needed, and it is not the store's or cannot be had here.
@@ -98,10 +106,11 @@ def features_of(images: Sequence[NamedImage], store: FeatureStore, settings: Set
         found |= dict(zip(kept, store.features(ids), strict=True))
     if new:
         # Here, so that cached images need no torch.
-        from featcache.encoding import ImageFile, backbone_of, encode
+        from featcache.encoding import ImageFile, encode
+        from featcache.reproduction import backbone_of
 
         files = [ImageFile(name=images[number].name, data=images[number].data or b"") for number in new]
-        backbone = backbone_of(store, settings)
+        backbone = backbone_of(store, settings, weights)
         found |= dict(zip(new, encode(files, store, backbone, compute_of(settings)), strict=True))
     return np.stack([found[number] for number in range(len(images))])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,16 +44,51 @@ class PooledNetwork(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features [B, D] float32 of pixels [B, 3, S, S] uint8."""
-        last = self.features((pixels.float() - self.mean) / self.std)
-        if not isinstance(last, torch.Tensor):
-            raise TypeError(f"its last map is a {type(last).__name__}, wanted one tensor")
+        last = self._last(pixels)
         if last.ndim == 4:
-            # Swin and its kin put the channels last.
-            channels_last = last.shape[1] != self.channels and last.shape[3] == self.channels
-            return last.float().mean((1, 2) if channels_last else (2, 3))
+            return last.float().mean((1, 2) if self._has_channels_last(last) else (2, 3))
         if last.ndim == 3:
             return last[:, self.prefix :].float().mean(1)
         return last.float()
+
+    def last_map(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What ``forward`` averages, [B, D, h, w] float32, of pixels [B, 3, S, S] uint8.
+
+        Tokens of a transformer stand in rows over the square, so they are a map too.
+
+        Raises:
+            BackboneError: the network ends in a vector, or in tokens that fill no square.
+        """
+        last = self._last(pixels)
+        if last.ndim == 4:
+            return (last.movedim(3, 1) if self._has_channels_last(last) else last).float()
+        tokens = last[:, self.prefix :] if last.ndim == 3 else last[:, :0]
+        side = math.isqrt(tokens.shape[1])
+        if not side or side**2 != tokens.shape[1]:
+            raise BackboneError(f"its last layer gives {tuple(last.shape)}, which is no map of places")
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, side, side).float()
+
+    def _last(self, pixels: torch.Tensor) -> torch.Tensor:
+        last = self.features((pixels.float() - self.mean) / self.std)
+        if not isinstance(last, torch.Tensor):
+            raise TypeError(f"its last map is a {type(last).__name__}, wanted one tensor")
+        return last
+
+    def _has_channels_last(self, last: torch.Tensor) -> bool:
+        """Whether a map is [B, h, w, D]: Swin and its kin put the channels there."""
+        return last.shape[1] != self.channels and last.shape[3] == self.channels
+
+
+class LastMap(nn.Module):
+    """A network before its average: uint8 pixels [B, 3, S, S] → maps [B, D, h, w] float32."""
+
+    def __init__(self, network: PooledNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The last map; see ``PooledNetwork.last_map``."""
+        return self.network.last_map(pixels)
 
 
 class TorchvisionFeatures(nn.Module):

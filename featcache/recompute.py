@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.backbones import Backbone
-from featcache.encoding import forward_of
 from featcache.errors import StoreError
 from featcache.loading import Rendering, Wanted, load_ahead
 from featcache.making import geometry_of
 from featcache.parts import stored_as
+from featcache.reproduction import forward_of
 from featcache.runtime import Compute
 from featcache.store import FeatureStore
 
@@ -80,7 +80,8 @@ def recompute(
     """
     spec, compute = store.spec, compute or Compute()
     rows = _chosen(store, count, seed)
-    forward, batch_size = forward_of(store, backbone, compute)
+    flags = f"--backbone {spec.backbone} --weights FILE"
+    forward, batch_size = forward_of(store, backbone, compute, flags=flags)
     wanted = [_wanted(store, row, view) for row, view in rows]
     wrong, unreadable, equal, least = [], [], 0, 1.0
     pixels = np.zeros((batch_size, 3, spec.image_size, spec.image_size), np.uint8)

@@ -39,6 +39,26 @@ class Geometry:
     recipe_seed: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """What the network's square shows of a film: a rectangle in the film's pixels, whose first one ends at 1.0."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+def clean_window(height: float, width: float, geometry: Geometry) -> Window:
+    """Where the clean view 0 lies on a film of this height and width in pixels, by ``_clean``'s rounding."""
+    shorter, square = min(height, width), geometry.image_size
+    # A resized side is a whole number, so the longer one's scale is not quite the shorter one's.
+    sides = [int(geometry.resize_side * side / shorter) for side in (height, width)]
+    scales = [side / resized for side, resized in zip((height, width), sides, strict=True)]
+    top, left = (round((resized - square) / 2) * scale for resized, scale in zip(sides, scales, strict=True))
+    return Window(top=top, left=left, height=square * scales[0], width=square * scales[1])
+
+
 def render(
     pixels: Pixels,
     sha256: str,

@@ -138,8 +138,8 @@ def recompute_stores(
     Raises:
         CxrError: no data set or no store, or a part is damaged.
     """
-    from featcache.encoding import backbone_of
     from featcache.recompute import Recomputed, recompute
+    from featcache.reproduction import backbone_of
 
     found = []
     for number, store in enumerate(stores := open_stores(settings, backbones)):

@@ -167,6 +167,7 @@ def look_up(
     settings: Settings,
     names: Sequence[str],
     *,
+    weights: str | None = None,
     k: int = 5,
     searched: str = "train",
     other_patients: bool = False,
@@ -174,8 +175,9 @@ def look_up(
     """What ``cxr neighbours`` shows.
 
     Args:
-        settings: name data set, cache, backbone, split rule and seed, and weights where a new image needs a network.
+        settings: name data set, cache, backbone, split rule and seed.
         names: files or image ids.
+        weights: the store's, where they were a file and an image is new.
         k: films an image.
         searched: ``train``, ``val`` or ``test`` of the split that heads are fitted with, or ``all``.
         other_patients: see ``neighbours``.
@@ -191,5 +193,5 @@ def look_up(
     rows = np.flatnonzero(use == searched) if searched != "all" else np.arange(len(table))
     if not len(rows):
         raise DataError(f"{store.path} has no images in {searched}: say --among all")
-    features = features_of(images, store, settings)
+    features = features_of(images, store, settings, weights)
     return neighbours(images, features, store, rows, use, k=k, other_patients=other_patients)

@@ -193,6 +193,7 @@ def _row_json(one: ReportRow) -> dict[str, Any]:
         "backbone": first.backbone if first else None,
         "fingerprint": first.fingerprint if first else None,
         "run": row.run.run_id if first else None,
+        "heads": list(row.members[0].heads) if first else None,
         "head": config,
         "views": first.views if first else None,
         "transductive": row.transductive,

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_network
+import torch
 from test_cli import cxr, done, environment
 
 QUICK = {"CXR_DEVICE": "cpu", "CXR_RUNTIME": "torch", "CXR_PRECISION": "float32", "CXR_DATA": "films"}
@@ -56,6 +58,21 @@ def test_a_new_file_is_run_through_the_network_and_has_the_neighbours_of_its_twi
     assert strip == [(one["image_id"], pytest.approx(one["distance"], abs=1e-6)) for one in known["neighbours"][:4]]
 
 
+def test_a_new_file_takes_the_weights_that_are_named_whatever_backbone_the_settings_have(
+    work: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(work / "films", tmp_path / "films")
+    torch.save(tiny_network.other().state_dict(), tmp_path / "w.pth")
+    done("extract", *BACKBONE, "--weights", "w.pth", cwd=tmp_path, **QUICK)
+    (tmp_path / "new.jpeg").write_bytes(train_film(work).read_bytes() + b" ")
+    refused = cxr("neighbours", "new.jpeg", cwd=tmp_path, **QUICK).error
+    assert refused.endswith("name the weights that made it with --weights FILE")
+    (found,) = done("neighbours", "new.jpeg", "--weights", "w.pth", "--json", cwd=tmp_path, **QUICK).json
+    assert found["neighbours"][0]["distance"] < 1e-6
+    # An image that the store holds needs none.
+    assert done("neighbours", train_film(tmp_path), cwd=tmp_path, **QUICK).out
+
+
 def test_the_image_itself_and_its_copies_are_no_neighbours(work: Path) -> None:
     (asked,) = done("neighbours", "test/NORMAL/copy.jpeg", "-k", "100", "--json", cwd=work, **QUICK).json
     assert len(asked["copies"]) == 2
@@ -83,7 +100,7 @@ def test_the_audit_lists_pairs_and_labels_as_table_json_csv_and_pictures(work: P
     ("arguments", "code", "told"),
     [
         (["neighbours", "absent.jpeg"], 1, "no image absent.jpeg: it is neither a file nor an image id of the store"),
-        (["neighbours", "films/README.txt"], 1, "films/README.txt: not a JPEG or PNG image"),
+        (["neighbours", "films/README.txt"], 1, "films/README.txt: not a JPEG, PNG or DICOM image"),
         (["neighbours", "x", "--among", "trian"], 2, "--among is 'trian', wanted train, val, test, all"),
         (["neighbours", "x", "-b", "resnet50"], 1, "no features of 'resnet50' in cache/films"),
         (["data", "audit", "-b", "resnet50"], 1, "no features of 'resnet50' in cache/films"),

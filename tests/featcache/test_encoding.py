@@ -11,10 +11,11 @@ from PIL import Image
 from featcache.backbones import Backbone, load_backbone
 from featcache.check import Scan, scan
 from featcache.decode import UnreadableImageError
-from featcache.encoding import ImageFile, backbone_of, encode
+from featcache.encoding import ImageFile, encode
 from featcache.errors import BackboneError
 from featcache.extraction import extract
 from featcache.images import discover
+from featcache.reproduction import backbone_of
 from featcache.runtime import Compute
 from featcache.settings import load_settings
 from featcache.spec import Runtime
@@ -69,7 +70,7 @@ def test_what_is_no_image_is_named_before_a_network_is_compiled(phantom_store: P
 
 def test_another_network_is_refused(phantom_store: Path, phantoms: Path) -> None:
     store = open_store(phantom_store)
-    with pytest.raises(BackboneError, match=r"weights_sha256 .* name the weights that made it with --backbone"):
+    with pytest.raises(BackboneError, match=r"weights_sha256 .* name the weights that made it with --weights FILE"):
         encode(files_of(store, phantoms)[:1], store, load_backbone("tiny_network:other"))
 
 
@@ -86,3 +87,7 @@ def test_the_network_of_a_store_comes_with_the_weights_that_settings_name(
     assert backbone_of(store, named).weights_sha256 == store.spec.weights_sha256
     assert backbone_of(store, named).preprocessing.image_size == 64
     assert backbone_of(store, load_settings()).weights_sha256 != store.spec.weights_sha256
+    # What a command is told of the one store that it works on counts more than what the settings say of a backbone.
+    others = load_settings({"backbone": ["efficientnet_lite0"], "weights": ["pretrained"]})
+    assert backbone_of(store, others, "random").weights_sha256 == store.spec.weights_sha256
+    assert backbone_of(store, named, "pretrained").weights_sha256 != store.spec.weights_sha256

@@ -85,7 +85,8 @@ def test_an_image_that_has_changed_or_gone_is_listed_and_not_compared(
 
 
 def test_another_network_is_refused_with_the_way_out(store: FeatureStore, films: Path) -> None:
-    with pytest.raises(BackboneError, match=r"weights_sha256 .* against .*: name the weights that made it with"):
+    way_out = "name the weights that made it with --backbone tiny_network:tiny --weights FILE"
+    with pytest.raises(BackboneError, match=rf"weights_sha256 .* against .*: {way_out}"):
         recompute(store, films, load_backbone("tiny_network:other"), 3, compute=COMPUTE)
 
 
