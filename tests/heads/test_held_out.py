@@ -13,6 +13,7 @@ from featcache.errors import DataError, RunError, SettingsError
 from featcache.folds import block_folds, series_folds
 from featcache.images import ImageTable, strings
 from featcache.splits import split
+from heads import experiment
 from heads.config import HeadConfig
 from heads.decision import decide
 from heads.experiment import run_experiment
@@ -154,6 +155,58 @@ def test_folds_want_patients_and_memory(tmp_path: Path) -> None:
         run_experiment([many], tmp_path / "many", [LINEAR], select="worst", memory=50_000)
 
 
+def test_a_fold_without_which_val_would_lack_a_class_is_left_out(tmp_path: Path) -> None:
+    """Of ``folders`` val is a folder of its own, whose patients bear the last numbers: the last block holds it out."""
+    table = two_series()
+    divided = split(table, "folders")
+    rows = np.sort(np.concatenate([divided.train, divided.val]))
+    every = [*block_folds(table, rows), *series_folds(table, rows)]
+    wanted = [
+        fold.name
+        for fold in every
+        if all(set(table.label[np.intersect1d(fold.rest, of)]) == {0, 1} for of in (divided.train, divided.val))
+    ]
+    assert len(wanted) < len(every)
+    outcome = run_experiment([write_store(tmp_path, table)], tmp_path, [LINEAR], rule="folders", select="worst")
+    held = load_held_out(outcome.folder)
+    assert held is not None
+    assert list(held.names) == wanted
+
+
+def test_a_rule_whose_folds_cannot_be_had_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    store = write_store(tmp_path, images())
+    with pytest.raises(DataError, match=r"no series of patients can be held out .*: choose by another --select"):
+        run_experiment([store], tmp_path, [LINEAR], select="series")
+    assert not (tmp_path / "unfinished").exists()
+    assert load_held_out(run_experiment([store], tmp_path, [LINEAR], select="worst").folder) is not None
+
+
+def test_a_later_run_without_folds_does_not_hide_one_with_them(tmp_path: Path) -> None:
+    store = write_store(tmp_path, two_series())
+    run_experiment([store], tmp_path, [LINEAR], select="worst")
+    run_experiment([store], tmp_path, [LINEAR], select="clean")
+    assert decide(tmp_path, rule=None).rule == "worst"
+    run_experiment([store], tmp_path, [replace(LINEAR, l2=0.5)], select="clean")
+    assert decide(tmp_path, rule=None).notes == (
+        "selected by views, not worst: 1 of 2 rows were fitted without held-out folds",
+    )
+    decision = decide(tmp_path, rule="worst")
+    assert decision.notes == ("1 of 2 rows were fitted without held-out folds and cannot be selected by worst",)
+    (row,) = decision.selected
+    assert row.held_out
+
+
+def test_heads_fitted_without_a_fold_are_not_counted_as_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_store(tmp_path, two_series())
+    monkeypatch.setattr(experiment, "save_run", lambda *_: (_ for _ in ()).throw(RunError("struck")))
+    with pytest.raises(RunError, match="struck"):
+        run_experiment([store], tmp_path, CONFIGS, select="worst")
+    monkeypatch.undo()
+    assert run_experiment([store], tmp_path, CONFIGS, select="worst").continued == len(CONFIGS)
+
+
 def test_folds_are_held_out_where_they_can_be_if_nothing_is_said(tmp_path: Path) -> None:
     held_out = {
         "enough": run_experiment([write_store(tmp_path / "a", two_series())], tmp_path / "a", [LINEAR], select=None),
@@ -179,11 +232,15 @@ def test_folds_are_held_out_where_they_can_be_if_nothing_is_said(tmp_path: Path)
     assert [decide(tmp_path / of, rule=None).rule for of in "abc"] == ["worst", "views", "views"]
 
 
-@pytest.mark.parametrize("damage", ["half", "folds"])
+@pytest.mark.parametrize("damage", ["half", "folds", "flipped"])
 def test_damaged_folds_are_named(damage: str, outcome: Outcome) -> None:
     path = outcome.folder / FOLDS_NAME
     if damage == "half":
         path.write_bytes(path.read_bytes()[:500])
+    elif damage == "flipped":
+        data = bytearray(path.read_bytes())
+        data[data.index(b"fold.npy") + 200] ^= 1
+        path.write_bytes(data)
     else:
         with np.load(path) as arrays:
             np.savez(path, **{**arrays, "fold": arrays["fold"][:-1]})
