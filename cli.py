@@ -446,7 +446,7 @@ def _fit(settings: Settings, grids: Sequence[StoreGrid], as_json: bool) -> None:
         _note(f"{head.backbone}: shuffled in windows of {head.config.window:,} images, which are read from the disk")
     chosen = decide(dataset_folder(settings), [outcome.record.run_id], rule=settings.select).selected[0]
     result = {**outcome.to_json(), "selected": chosen.name, "val_loss": chosen.metrics["clean"][chosen.best].loss}
-    _show(as_json, result, [f"{outcome.in_words()}; best on val: {chosen.name}", "'cxr report' shows the table"])
+    _show(as_json, result, [f"{outcome.in_words()}; selected: {chosen.name}", "'cxr report' shows the table"])
 
 
 @app.command()

@@ -39,7 +39,7 @@ def notes(report: Report, *, paper: bool = False, view_mean: bool = False, rule:
 
 def _selected(report: Report, row: ReportRow, *, view_mean: bool, rule: str | None) -> list[str]:
     test, best = row.figures("test", view_mean=view_mean), row.row.best
-    lines = [f"selected on validation alone ({SELECTION_RULES[report.decision.rule]}): {row.name}"]
+    lines = [f"selected on train and val alone ({SELECTION_RULES[report.decision.rule]}): {row.name}"]
     chosen = row.row.chosen
     whose = [f"seed {chosen.config.seed}"] if chosen and row.row.seeds > 1 else []
     whose += ["mean over the views"] if view_mean else []

@@ -481,7 +481,9 @@ def test_ensembles_are_rows_when_asked_for_by_flag_variable_or_file(work: Path) 
 
 def test_the_rule_of_selection_is_told_and_may_be_another(job: Job) -> None:
     for rule, words in (("clean", "mean val loss of the clean view"), ("views", "mean val loss of the mean over the")):
-        assert f"selected on validation alone (lowest {words}" in done("report", "--select", rule, cwd=job.folder).out
+        assert (
+            f"selected on train and val alone (lowest {words}" in done("report", "--select", rule, cwd=job.folder).out
+        )
         held = done("report", "--json", cwd=job.folder, CXR_SELECT=rule).json
         assert held["selected_by"] == rule
         losses = [row["val_view_mean" if rule == "views" else "val"]["loss"]["mean"] for row in held["rows"]]

@@ -211,7 +211,7 @@ def test_at_an_operating_point_the_table_shows_its_decisions_and_says_so(report:
 def test_the_selected_row_is_told_at_one_half_and_at_each_rule(report: Report) -> None:
     (row,) = [row for row in report.to_json()["rows"] if row["selected"]]
     told = notes(report)
-    assert told[0] == f"selected on validation alone (lowest mean val loss of the clean view): {row['name']}"
+    assert told[0] == f"selected on train and val alone (lowest mean val loss of the clean view): {row['name']}"
     accuracy = row["test"]["accuracy"]
     assert told[1].startswith("it on test (seed ")
     ends = f"({100 * accuracy['low']:.1f}–{100 * accuracy['high']:.1f})"
@@ -252,7 +252,7 @@ def test_three_classes_are_told_without_counts_of_two(tmp_path: Path) -> None:
     assert cells(report, PLAIN)[0][4:6] == ("–", "–")
     assert cells(report, Shown(rule="youden"))[0][2] == "–"
     assert not any("TN" in note for note in notes(report))
-    assert notes(report)[0].startswith("selected on validation alone")
+    assert notes(report)[0].startswith("selected on train and val alone")
 
 
 def test_members_of_ensembles_are_told(tmp_path: Path) -> None:
