@@ -37,9 +37,9 @@ INTRODUCTION = """\
 
 Kermany's chest radiographs (224×224 copies of all 5,856), patient-disjoint split ({train} train, {val} val, {test}
 official test images), four small frozen backbones whose ImageNet weights could be had offline, 8 views, 5 seeds.
-Written by `make results`. What is chosen is chosen on train and val alone; rule and operating point were written into the
-[log](log.md) before these heads were tried on test. Other heads had been, an hour before, at all operating points: the
-log says so, and with what.
+Written by `make results`. What is chosen is chosen on train and val alone; rule and operating point were written into
+the [log](log.md) before these heads were tried on test. Other heads had been, an hour before, at all operating points:
+the log says so, and with what.
 
 ```
 cxr extract -b efficientnet_lite0 -b efficientnet_lite2 -b torchvision:squeezenet1_1 -b mobilenetv2_100@pad_type=same \\

@@ -1,4 +1,4 @@
-"""All that is chosen for a report, by train and val alone: the rows, the selected ones, temperatures, thresholds, ensembles.
+"""All that is chosen for a report, by train and val: rows, the selected ones, temperatures, thresholds, ensembles.
 
 Neither this module nor anything that it imports can reach ``heads.sealed``.
 """

@@ -1,4 +1,4 @@
-"""Choosing: among rows, thresholds, temperatures and ensembles. What stands here is given train and val, and nothing else.
+"""Choosing: among rows, thresholds, temperatures and ensembles. It is given train and val, and nothing else.
 
 Neither this module nor anything that it imports can reach ``heads.sealed``, which alone reads the logits of test
 (docs/adr/0006-sealed-test.md); ``tests/test_layering.py`` keeps it so.
