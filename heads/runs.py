@@ -1,8 +1,8 @@
 """A run: the saved outcome of one ``fit-head``, in a folder that is whole or absent.
 
 ``run.json`` holds configurations, histories and figures of val, ``weights.safetensors`` the heads, ``val.npz`` and
-``test.npz`` the logits, ``folds.npz`` those of folds held out from train and val. What is read here says nothing of test:
-its logits are ``heads.sealed``'s to read, and its figures are computed from them once all is chosen
+``test.npz`` the logits, ``folds.npz`` those of folds held out from train and val. What is read here tells nothing of
+test: its logits are ``heads.sealed``'s to read, and its figures are computed from them once all is chosen
 (docs/adr/0006-sealed-test.md).
 """
 
