@@ -114,7 +114,7 @@ def cross_fit(
     of_head = [number_of[replace(config, seed=0)] for config in grid.configs]
     clean: list[list[NDArray[np.float32]]] = [[] for _ in configs]
     mean: list[list[NDArray[np.float32]]] = [[] for _ in configs]
-    for one in folds:
+    for number, one in enumerate(folds, 1):
         rest, held_out = place[one.fold.rest], place[one.fold.held_out]
         train, val, outside = part(rest[~in_val[rest]]), part(rest[in_val[rest]]), part(held_out)
         if adapt:
@@ -124,7 +124,9 @@ def cross_fit(
             val,
             configs,
             device=device,
-            on_epoch=tell(f"{grid.source.backbone} without {one.fold.name}", sum(config.epochs for config in configs)),
+            on_epoch=tell(
+                f"{grid.source.backbone}, fold {number} of {len(folds)}", sum(config.epochs for config in configs)
+            ),
             kept=kept(one.fold.name),
         )
         for head, (clean_logits, mean_logits) in enumerate(clean_and_mean(fitted, outside)):

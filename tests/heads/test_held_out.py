@@ -143,7 +143,7 @@ def test_progress_counts_the_folds_fits_too(tmp_path: Path) -> None:
     # Three heads of four epochs, and two configurations without each of seven folds.
     assert told[-1][:2] == (4 * (3 + 2 * 7),) * 2
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
-    assert told[-1][2].startswith("synthetic without NORMAL: ")
+    assert told[-1][2].startswith("synthetic, fold 7 of 7: ")
 
 
 def test_folds_want_patients_and_memory(tmp_path: Path) -> None:
