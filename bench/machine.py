@@ -31,7 +31,7 @@ def describe() -> list[str]:
     """The machine, what is installed, and the day, as lines for a section."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
-    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    system = f"{platform.system()}, {platform.machine()}"
     packages = [f"{name} {found}" for name in ("cxr", *PACKAGES) if (found := _version(name))]
     day = dt.datetime.now(dt.UTC).date().isoformat()
     return [

@@ -41,7 +41,7 @@ def run_id(
         "split": [divided.rule, divided.seed],
         "positive": positive,
         "folds": list(folds),
-        "adapt": adapt,
+        **({"adapt": True} if adapt else {}),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return f"{divided.rule}-{digest[:10]}"
