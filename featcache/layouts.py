@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -46,11 +46,14 @@ class _Layout:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
-    """A verified part: hashes [n], the first view, features [n, v, D]; the latter until the thread's next reading."""
+    """A part, or some of it: hashes [n], first view, features [n, v, D], which the thread's next reading overwrites."""
 
     image_sha256: Digests
     first_view: int
     features: FeatureArray
+
+
+_NOT_READ: Digests = np.empty(0, "S64")
 
 
 class PartReader:
@@ -67,7 +70,7 @@ class PartReader:
         self._spec_json = spec.to_json().encode()
         # By the size of the file; those of one size may hold other views.
         self._layouts: dict[int, list[_Layout]] = {}
-        self._verified: dict[str, tuple[int, _Layout]] = {}  # name → size and layout of what has been read
+        self._verified: dict[str, _Layout] = {}  # by the name of what has been read
         self._buffer = threading.local()
 
     def read(self, name: str, wanted: Digests, target: NDArray[Any]) -> Part:
@@ -87,7 +90,7 @@ class PartReader:
             seen = path.stat()
             for layout in list(self._layouts.get(seen.st_size, ())) if stat.S_ISREG(seen.st_mode) else ():
                 if (part := self._read_as(layout, path, wanted, target)) is not None:
-                    self._verified[name] = seen.st_size, layout
+                    self._verified[name] = layout
                     return part
         except OSError:
             pass  # HDF5 finds the same, and says it in our words.
@@ -103,15 +106,15 @@ class PartReader:
         """
         header = read_header(self._folder / name, self._spec)
         if (found := _layout(header)) is not None:
-            size = header.path.stat().st_size
-            if found not in (known := self._layouts.setdefault(size, [])):
+            if found not in (known := self._layouts.setdefault(header.path.stat().st_size, [])):
                 known.append(found)
-            self._verified[name] = size, found
+            self._verified[name] = found
         return header
 
     def _read_as(self, layout: _Layout, path: Path, wanted: Digests, target: NDArray[Any]) -> Part | None:
         """Read a part that is taken to be laid out so; None if it is not."""
-        with path.open("rb", buffering=0) as file:
+        with path.open("rb", buffering=0) as opened_file:
+            file = opened_file.fileno()
             image_sha256 = np.empty(layout.shape[0], "S64")
             stated = np.empty(1, "S32")
             fits = (target.shape, target.dtype) == (layout.shape, layout.dtype) and target.flags.c_contiguous
@@ -131,33 +134,34 @@ class PartReader:
             return None
         return Part(image_sha256=image_sha256, first_view=layout.views[0], features=target)
 
-    def read_some(self, name: str, wanted: Digests) -> tuple[Part, NDArray[np.int64]] | None:
-        """Read the rows of some images, unverified; None if that is not possible.
+    def read_some(self, name: str, first: int, last: int, target: NDArray[Any]) -> Part | None:
+        """Read images ``first`` to ``last`` of a part that has been verified, unverified; None if that is not possible.
 
-        Returns:
-            What lies between the first and the last of those rows, and each image's row in that.
+        Args:
+            name: the file.
+            first: the first image.
+            last: the one after the last.
+            target: where the features go if they have its shape and type, as of ``read``.
         """
-        path = self._folder / name
+        layout = self._verified.get(name)
+        if layout is None:
+            return None
         try:
-            seen = path.stat()
-            size, layout = self._verified.get(name, (-1, None))
-            if layout is None or size != seen.st_size or not stat.S_ISREG(seen.st_mode):
-                return None
-            with path.open("rb", buffering=0) as file:
-                image_sha256 = np.empty(layout.shape[0], "S64")
-                if not _fill(file, image_sha256, layout.image_sha256):
-                    return None
-                rows = matching_rows(image_sha256, wanted)
-                if rows is None:
-                    return None
-                first, last = int(rows.min()), int(rows.max())
-                features = self._scratch((last + 1 - first, *layout.shape[1:]), layout.dtype)
-                if not _fill(file, features, layout.features + first * layout.row_bytes):
-                    return None
+            # A pipe that has taken its place is not waited for.
+            file = os.open(f"{self._folder}/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return None
-        held = image_sha256[first : last + 1]
-        return Part(image_sha256=held, first_view=layout.views[0], features=features), rows - first
+        try:
+            shape = last - first, *layout.shape[1:]
+            if not ((target.shape, target.dtype) == (shape, layout.dtype) and target.flags.c_contiguous):
+                target = self._scratch(shape, layout.dtype)
+            if not _fill(file, target, layout.features + first * layout.row_bytes):
+                return None
+        except OSError:
+            return None
+        finally:
+            os.close(file)
+        return Part(image_sha256=_NOT_READ, first_view=layout.views[0], features=target)
 
     def _scratch(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """This thread's buffer, which stays in the processor's cache from part to part."""
@@ -220,7 +224,7 @@ def _name(image_sha256: Digests, views: Sequence[int]) -> str:
     return f"part-{hashlib.sha256(content).hexdigest()[:16]}.h5"
 
 
-def _fill(file: IO[bytes], target: NDArray[Any], offset: int) -> bool:
+def _fill(file: int, target: NDArray[Any], offset: int) -> bool:
     """Read as many bytes as the target takes; False if there are fewer."""
     view = target.data.cast("B")
-    return os.preadv(file.fileno(), [view], offset) == len(view)
+    return os.preadv(file, [view], offset) == len(view)
