@@ -20,8 +20,8 @@ BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 HEADING = """# Benchmarks
 
-Each section is written by `make bench-extract`, `make bench-scale` or `make bench-heads`, on the machine and day
-that stand below it; run it again to replace it. Ratios are of rates measured in turn within one run.
+Each section is written by one of the `make bench-…` commands, on the machine and day that stand in it; run it again to
+replace it. Ratios are of rates measured in turn within one run.
 """
 
 PACKAGES = ("numpy", "h5py", "torch", "torchvision", "timm", "openvino", "pillow", "simplejpeg")
