@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 from bench.machine import describe
 from featcache import atomic
 from featcache.settings import load_settings
 from featcache.workspace import dataset_folder, present_table
-from heads.auc import auc_interval
 from heads.experiment import run_grids
 from heads.grid_file import declared_grid
 from heads.metrics import decide as decided_at
@@ -199,11 +199,10 @@ def _one_seed(members: Sequence[ReportRow], ensemble: ReportRow, seed: int) -> t
     truth = {"val": ensemble.row.val.label == positive, "test": ensemble.test_logits.label == positive}
     point = choose(val, truth["val"], POINT)
     half, at = (decided_at(test, truth["test"], threshold) for threshold in (0.5, point.threshold))
-    area = auc_interval(test, truth["test"], None)
-    assert area is not None
+    area = float(roc_auc_score(truth["test"], test))
     assert at.sensitivity is not None
     assert at.specificity is not None
-    return area.value, half.accuracy, at.accuracy, at.sensitivity, at.specificity
+    return area, half.accuracy, at.accuracy, at.sensitivity, at.specificity
 
 
 def _of(row: ReportRow, name: str, rule: str | None, *, split: str = "test", scale: float = 1, digits: int = 4) -> str:
