@@ -16,7 +16,7 @@ from heads.metrics import Metrics
 from heads.row_names import row_names
 from heads.runs import RUNS_NAME, HeadRecord, RunRecord, load_run, run_folders
 from heads.selection import Candidate, Choices, best_seed
-from heads.split_logits import KINDS, Kind, SplitLogits
+from heads.split_logits import KINDS, Kind, SplitLogits, damaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,16 @@ LoadHeldOut = Callable[[Path], HeldOut | None]
 
 
 def held_out_scores(members: Sequence[Member], load: LoadHeldOut) -> dict[str, float]:
-    """Scores of a row or an ensemble on the held-out folds, by name; none where a member lacks them."""
+    """Scores of a row or an ensemble on the held-out folds, by name; none where a member lacks them.
+
+    Raises:
+        RunError: a run's logits of its folds are damaged, or fewer than its heads.
+    """
+    for one in members:
+        if (held := load(one.folder)) is not None and max(one.heads) >= len(held.split.logits):
+            raise damaged(
+                one.folder / FOLDS_NAME, f"it has {len(held.split.logits)} heads, wanted {max(one.heads) + 1}"
+            )
     found = pooled([(load(one.folder), one.heads, one.scale["view_mean"]) for one in members])
     return found[0].scores(found[1]) if found else {}
 

@@ -232,11 +232,15 @@ def test_folds_are_held_out_where_they_can_be_if_nothing_is_said(tmp_path: Path)
     assert [decide(tmp_path / of, rule=None).rule for of in "abc"] == ["worst", "views", "views"]
 
 
-@pytest.mark.parametrize("damage", ["half", "folds", "flipped"])
+@pytest.mark.parametrize("damage", ["half", "folds", "flipped", "heads"])
 def test_damaged_folds_are_named(damage: str, outcome: Outcome) -> None:
     path = outcome.folder / FOLDS_NAME
     if damage == "half":
         path.write_bytes(path.read_bytes()[:500])
+    elif damage == "heads":
+        with np.load(path) as arrays:
+            fewer = {name: arrays[name][:1] for name in ("logits", "logits_view_mean")}
+            np.savez(path, **{**arrays, **fewer})
     elif damage == "flipped":
         data = bytearray(path.read_bytes())
         data[data.index(b"fold.npy") + 200] ^= 1
