@@ -193,8 +193,8 @@ def fit_once(dataset: Path, case: Case, memory: int | None, window: int) -> dict
 
     The seconds are those of the epochs, val included; loading what is trained on in memory is not counted.
     """
-    from heads.config import HeadConfig
-    from heads.experiment import run_experiment
+    from heads.experiments.experiment import run_experiment
+    from heads.training.config import HeadConfig
 
     (parts,) = dataset.glob(f"*/{PARTS_NAME}")
     store = open_store(parts.parent / INDEX_NAME)

@@ -18,15 +18,15 @@ from bench.machine import describe
 from featcache import atomic
 from featcache.settings import load_settings
 from featcache.workspace import dataset_folder, present_table
-from heads.experiment import run_grids
-from heads.grid_file import declared_grid
-from heads.metrics import decide as decided_at
-from heads.metrics import probabilities
-from heads.operating_point import choose
-from heads.report import Report, ReportRow, build_report
-from heads.runs import Outcome
-from heads.selection import SELECTION_RULES
-from heads.tables import Shown, markdown
+from heads.choosing.selection import SELECTION_RULES
+from heads.experiments.experiment import run_grids
+from heads.experiments.grid_file import declared_grid
+from heads.experiments.runs import Outcome
+from heads.reporting.report import Report, ReportRow, build_report
+from heads.reporting.tables import Shown, markdown
+from heads.statistics.metrics import decide as decided_at
+from heads.statistics.metrics import probabilities
+from heads.statistics.operating_point import choose
 
 GRID = Path(__file__).parent / "kermany.toml"
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"

@@ -21,13 +21,13 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from bench.machine import describe, show, write_section
-from heads.config import HeadConfig
-from heads.early_stopping import History
-from heads.intervals import RESAMPLES, bootstrap
-from heads.metrics import evaluate, probabilities
-from heads.report import build_report
-from heads.runs import FORMAT_VERSION, HeadRecord, RunRecord, save_run
-from heads.split_logits import KINDS, SplitLogits
+from heads.experiments.runs import FORMAT_VERSION, HeadRecord, RunRecord, save_run
+from heads.experiments.split_logits import KINDS, SplitLogits
+from heads.reporting.report import build_report
+from heads.statistics.intervals import RESAMPLES, bootstrap
+from heads.statistics.metrics import evaluate, probabilities
+from heads.training.config import HeadConfig
+from heads.training.early_stopping import History
 
 IMAGES = {"train": 4173, "val": 1043, "test": 624}
 

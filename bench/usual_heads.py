@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from heads import HeadConfig, Samples
-from heads.samples import class_weights
+from heads.training.samples import class_weights
 
 
 def usual_loop(train: Samples, val: Samples, config: HeadConfig, *, loader: bool) -> float:

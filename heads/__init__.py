@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from heads.config import HeadConfig, grid
+from heads.training.config import HeadConfig, grid
 
 if TYPE_CHECKING:
     from heads.estimator import HeadClassifier
-    from heads.samples import Samples
-    from heads.train import fit
+    from heads.training.samples import Samples
+    from heads.training.train import fit
 
 __all__ = ["HeadClassifier", "HeadConfig", "Samples", "fit", "grid"]
 
@@ -22,7 +22,7 @@ __all__ = ["HeadClassifier", "HeadConfig", "Samples", "fit", "grid"]
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any attribute of the module
     """Load what needs torch when it is asked for."""
     if name == "fit":
-        from heads.train import fit
+        from heads.training.train import fit
 
         return fit
     if name == "HeadClassifier":
@@ -30,7 +30,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - any attribute of the module
 
         return HeadClassifier
     if name == "Samples":
-        from heads.samples import Samples
+        from heads.training.samples import Samples
 
         return Samples
     raise AttributeError(f"module 'heads' has no attribute {name!r}")

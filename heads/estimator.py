@@ -14,12 +14,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from heads.config import ClassWeights, HeadConfig
-from heads.metrics import probabilities
-from heads.model import BATCHNORM_EPSILON, CHUNK, HeadWeights
-from heads.samples import Samples
-from heads.train import History, fit
-from heads.windows import IntArray
+from heads.statistics.metrics import probabilities
+from heads.training.config import ClassWeights, HeadConfig
+from heads.training.model import BATCHNORM_EPSILON, CHUNK, HeadWeights
+from heads.training.samples import Samples
+from heads.training.train import History, fit
+from heads.training.windows import IntArray
 
 
 class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
@@ -181,7 +181,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
 
 def logits_float64(weights: HeadWeights, features: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return a head's logits, [N, K], for features [N, D]: ``heads.model.logits`` worked out in float64.
+    """Return a head's logits, [N, K], for features [N, D]: ``heads.training.model.logits`` worked out in float64.
 
     In float32 a sample's logits differ by some 1e-7 with the samples beside it, as the BLAS takes another
     kernel for another shape; scikit-learn wants them equal to 1e-7.

@@ -17,11 +17,11 @@ from featcache.index import PARTS_NAME, write_index
 from featcache.parts import read_header, write_part
 from featcache.spec import FeatureSpec
 from featcache.store import FeatureStore, open_store
-from heads.config import HeadConfig
-from heads.early_stopping import History
-from heads.metrics import Confusion, Metrics, evaluate
-from heads.runs import FORMAT_VERSION, HeadRecord, RunRecord, save_run
-from heads.split_logits import SplitLogits
+from heads.experiments.runs import FORMAT_VERSION, HeadRecord, RunRecord, save_run
+from heads.experiments.split_logits import SplitLogits
+from heads.statistics.metrics import Confusion, Metrics, evaluate
+from heads.training.config import HeadConfig
+from heads.training.early_stopping import History
 
 COUNTS = {"train": (20, 40), "val": (4, 4), "test": (12, 18)}
 """Images a class in each folder; ``paper`` and ``patient`` make 48 train, 12 val and 30 test images of them."""

@@ -9,7 +9,8 @@ import pytest
 
 from bench import heads, machine, scale, statistics
 from bench.usual_heads import usual_loop
-from heads import HeadConfig, fit, train
+from heads import HeadConfig, fit
+from heads.training import train
 
 
 @pytest.fixture

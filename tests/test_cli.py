@@ -25,6 +25,7 @@ import typer
 from PIL import Image
 
 import cli
+from cxr import terminal
 from featcache.settings import load_settings
 
 SETTINGS = """
@@ -85,8 +86,8 @@ def cxr(*arguments: str | Path, cwd: Path, **variables: str) -> Result:
     plain["_width"] = int(variables.get("COLUMNS", "180"))
     with (
         mock.patch.dict(os.environ, environment(**variables), clear=True),
-        mock.patch.multiple(cli.out, **plain),
-        mock.patch.multiple(cli.err, **plain),
+        mock.patch.multiple(terminal.out, **plain),
+        mock.patch.multiple(terminal.err, **plain),
         mock.patch.object(sys, "argv", ["cxr", *map(str, arguments)]),
         mock.patch.object(sys, "excepthook"),
         contextlib.chdir(cwd),

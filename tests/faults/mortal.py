@@ -149,8 +149,8 @@ def main() -> None:
     """Carry out plans until there are no more."""
     import cli  # noqa: F401 - imported once for all
     import featcache.extraction  # noqa: F401 - the same
-    import heads.experiment
-    import heads.grid_file  # noqa: F401 - the same
+    import heads.experiments.experiment
+    import heads.experiments.grid_file  # noqa: F401 - the same
 
     for line in sys.stdin:
         plans = pydantic.TypeAdapter(list[Plan]).validate_json(line)

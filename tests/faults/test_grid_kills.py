@@ -14,8 +14,8 @@ from stores import unfinished
 
 from faults.conftest import CarryOut, lines_without_bars
 from faults.plans import Blow, Plan, Trap
-from heads.runs import load_run
-from heads.split_logits import read_logits
+from heads.experiments.runs import load_run
+from heads.experiments.split_logits import read_logits
 
 GRID = """
 [[head]]

@@ -20,11 +20,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featcache.errors import RunError
-from heads.config import HeadConfig
 from heads.estimator import HeadClassifier, logits_float64, validation_rows
-from heads.model import CHUNK, Layout, logits
-from heads.samples import Samples
-from heads.train import FittedHead, fit
+from heads.training.config import HeadConfig
+from heads.training.model import CHUNK, Layout, logits
+from heads.training.samples import Samples
+from heads.training.train import FittedHead, fit
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]

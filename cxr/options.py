@@ -1,0 +1,27 @@
+"""The flags that several commands share, each in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featcache.settings import CONFIG_NAME
+
+Data = Annotated[Path | None, typer.Option("--data", help="The data set's folder.", show_default=False)]
+TableFile = Annotated[Path | None, typer.Option("--table", help="CSV path,label[,patient_id,split,sha256,…].")]
+Cache = Annotated[Path | None, typer.Option("--cache", help="Where stores and runs lie (default: cache).")]
+Config = Annotated[Path | None, typer.Option("--config", help=f"Settings file (default: ./{CONFIG_NAME}).")]
+Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable result on stdout.")]
+Backbones = Annotated[list[str] | None, typer.Option("--backbone", "-b", help="Frozen network; repeat for several.")]
+Weights = Annotated[list[str] | None, typer.Option("--weights", help="A file, random or pretrained, one a backbone.")]
+WeightsOfStore = Annotated[str | None, typer.Option("--weights", help="The store's, where they were a file.")]
+Views = Annotated[int | None, typer.Option("--views", help="Views an image, the clean one included.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+L2 = Annotated[list[float] | None, typer.Option(help="L2 penalty of the Dense kernel; repeat for several.")]
+Seeds = Annotated[int | None, typer.Option(help="Heads a configuration.")]
+SplitName = Annotated[str | None, typer.Option(help="patient, paper or folders.")]
+Select = Annotated[str | None, typer.Option(help="Select by clean, views, or held-out blocks, series, worst.")]
+SplitSeed = Annotated[int | None, typer.Option(help="Seed of the patient split.")]
+Positive = Annotated[str | None, typer.Option("--positive", help="The positive class (default: the second).")]

@@ -1,0 +1,1 @@
+"""Why a head says so: its logit, place by place."""

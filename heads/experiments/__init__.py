@@ -1,0 +1,1 @@
+"""Grids of heads on stores, fitted, cross-fitted and saved as runs."""

@@ -1,0 +1,1 @@
+"""Nearest films, near-duplicates and doubtful labels, by cached features."""

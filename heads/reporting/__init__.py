@@ -1,0 +1,1 @@
+"""Runs to the comparison table, notes and pictures; the one place where the logits of test are opened."""

@@ -1,0 +1,1 @@
+"""Figures, intervals, paired tests, calibration, operating points."""

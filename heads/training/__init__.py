@@ -1,0 +1,1 @@
+"""Features to heads: models, gradients, batched training in memory and beyond it."""
