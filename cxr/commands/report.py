@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cxr.options import Cache, Config, Data, Json, Select, TableFile
-from cxr.terminal import note, one_of, out, print_json, print_table
-from featcache.errors import UsageError
+from cxr.terminal import note, one_of, out, print_curves, print_json, print_table
+from featcache.errors import UsageError, nearest
 from featcache.settings import load_settings
+
+if TYPE_CHECKING:
+    from heads.reporting.report import Report, ReportRow
 
 
 def report(
@@ -28,6 +32,10 @@ def report(
         ),
     ] = None,
     form: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
+    curves: Annotated[
+        bool, typer.Option("--curves", help="Draw loss by epoch of the selected row, or of --row, in the terminal.")
+    ] = False,
+    row: Annotated[str | None, typer.Option("--row", metavar="NAME", help="Whose curves, as the table says.")] = None,
     figures: Annotated[Path | None, typer.Option("--figures", metavar="DIR", help="Write pictures there.")] = None,
     figure_format: Annotated[str, typer.Option("--figure-format", help="png or svg.")] = "png",
     data: Data = None,
@@ -39,6 +47,10 @@ def report(
     """The comparison table of all runs, the head that val selects marked; test figures are for reading only."""
     one_of("--format", form, ("table", "markdown", "csv", "json"))
     one_of("--figure-format", figure_format, ("png", "svg"))
+    if curves and form in ("markdown", "csv"):
+        raise UsageError(f"--curves are drawn below the table or told in JSON, not in --format {form}")
+    if row is not None and not curves:
+        raise UsageError("--row says whose curves are drawn: say --curves too")
     flags = {"data": data, "table": table, "cache": cache, "select": select, "ensembles": ensembles}
     settings = load_settings(flags, config)
     from featcache.workspace import dataset_folder
@@ -59,21 +71,48 @@ def report(
         operating_rules=rules,
     )
     shown = Shown(paper=paper, view_mean=view_mean, rule=operating_point)
+    drawn = _trained(built, row) if curves else []
     if as_json or form == "json":
-        print_json(built.to_json())
+        print_json(built.to_json() | (_curves_json(drawn) if curves else {}))
     elif form == "table":
         header, lines = terminal(built, shown, out.width)
         print_table(built.dataset, header, lines, text=["Model"])
         for remark in notes(built, paper=paper, view_mean=view_mean, rule=operating_point):
             out.print(f"· {remark}", markup=False, soft_wrap=False)
+        _draw(drawn)
     else:
         print((markdown if form == "markdown" else as_csv)(built, shown), end="")
     if figures is not None:
         from heads.reporting.plots import write_figures
 
-        for row in built.selected:
+        for one in built.selected:
             # One split's pictures lie in the folder itself, several splits' in a folder each.
-            rule, seed = row.row.split
+            rule, seed = one.row.split
             place = figures if len(built.selected) == 1 else figures / f"{rule}-{seed}"
-            for path in write_figures(row, place, "svg" if figure_format == "svg" else "png", view_mean=view_mean):
+            for path in write_figures(one, place, "svg" if figure_format == "svg" else "png", view_mean=view_mean):
                 note(f"wrote {path}")
+
+
+def _trained(built: Report, name: str | None) -> list[ReportRow]:
+    """The rows whose curves are wanted: that of a name, or the selected ones; an ensemble's are its members'.
+
+    Raises:
+        UsageError: no row has that name.
+    """
+    wanted = [one for one in built.rows if one.name == name] if name is not None else built.selected
+    if not wanted:
+        raise UsageError(f"--row: no row {name!r} in the table{nearest(name or '', [one.name for one in built.rows])}")
+    return [trained for one in wanted for trained in built.trained(one)]
+
+
+def _draw(rows: Sequence[ReportRow]) -> None:
+    for row in rows:
+        from heads.reporting.terminal_curves import terminal_curves
+
+        print_curves(terminal_curves(row, out.width, plain=out.options.ascii_only))
+
+
+def _curves_json(rows: Sequence[ReportRow]) -> dict[str, object]:
+    from heads.reporting.terminal_curves import curves_json
+
+    return {"curves": [curves_json(row) for row in rows]}
