@@ -30,6 +30,9 @@ AXES = 64
 LIMIT = 95.0
 """The percentile past which an answer is flagged: 5 % of val are."""
 
+LEAST_SPREAD = 1e-5
+"""Of the variance along the first axis: what an axis must have to count. Of real networks all 64 have a hundredth."""
+
 UNITS = (0.95, 0.99)
 """The share of val that lies nearer than 1, by features and by outline."""
 
@@ -106,11 +109,14 @@ class DistanceReference:
             raise ValueError("distance: outlines of train and val go together")
         count = min(AXES, (len(directed) - 1) // 2, directed.shape[1] - 1)
         pca = PCA(count, svd_solver="arpack", random_state=0).fit(directed)
-        axes = pca.components_.T / np.sqrt(np.maximum(pca.explained_variance_, np.finfo(np.float32).tiny))
+        # Along an axis without spread there is nothing but rounding to be measured.
+        spread = pca.explained_variance_ > LEAST_SPREAD * pca.explained_variance_.max()
+        axes = pca.components_[spread].T / np.sqrt(pca.explained_variance_[spread])
         mean = np.zeros(0) if train_outlines is None else train_outlines.mean(axis=0, dtype=np.float64)
         bare = cls(
             centre=pca.mean_.astype(np.float32),
-            axes=axes.astype(np.float32),
+            # In the order of C: safetensors writes an array's memory as it lies.
+            axes=axes.astype(np.float32, order="C"),
             outline=(mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32),
             units=np.ones(1 if train_outlines is None else 2, np.float32),
             val=np.zeros((0, 0), np.float32),
@@ -185,7 +191,7 @@ class DistanceReference:
         known = np.sort(self.val[:, : signals.shape[1]].max(axis=1))
         # The stored type's rounding must not put a val film before itself.
         nearer: NDArray[np.int64] = np.searchsorted(known, signals.max(axis=1).astype(np.float32))
-        percent: NDArray[np.float64] = nearer * (100 / len(known))
+        percent: NDArray[np.float64] = nearer.astype(np.float64) * (100 / len(known))
         return percent
 
     def to_arrays(self) -> dict[str, Array]:

@@ -16,6 +16,7 @@ from heads.experiments.runs import RunRecord, load_run
 from heads.experiments.saved_heads import choose_row, load_weights, name_of, require_alone, stores_behind
 from heads.experiments.split_logits import KINDS
 from heads.prediction.model import Model, ModelChoices, ModelMember, Source
+from heads.prediction.reference import reference_of
 
 
 def model_of_run(
@@ -26,6 +27,7 @@ def model_of_run(
     row: str | None = None,
     rule: str | None = "clean",
     operating_rules: Sequence[str] = (),
+    root: Path | None = None,
 ) -> Model:
     """The model of a fitted head, or of a row of the table; nothing here can reach the logits of test.
 
@@ -37,6 +39,7 @@ def model_of_run(
             of an ensemble all its heads.
         rule: by which val selects; see ``heads.choosing.decision.decide``.
         operating_rules: whose thresholds are chosen on val beside ``heads.choosing.selection.OPERATING_RULES``.
+        root: the data set's folder, where it is at hand; see ``reference.reference_of``.
 
     Raises:
         RunError: no such run, head or row, a damaged one, or a head that can judge no film alone.
@@ -45,7 +48,7 @@ def model_of_run(
     """
     if row is None:
         found, number = choose_row(dataset, run_id, head, rule=rule, operating_rules=operating_rules)
-        return _of_head(dataset, found, number, operating_rules)
+        return _of_head(dataset, found, number, operating_rules, root)
     if head is not None:
         raise ValueError("model_of_run: wanted a head or a row, got both")
     run_ids = [] if run_id is None else [run_id]
@@ -56,11 +59,11 @@ def model_of_run(
         raise RunError(f"no row {row!r} in the report{nearest(row, names)} ('cxr report --ensembles' shows them)")
     found = matching[0]
     if found.ensemble is None:
-        return _of_head(dataset, found, found.members[0].heads[found.best], operating_rules)
-    return _model(dataset, found, found.members, found.name)
+        return _of_head(dataset, found, found.members[0].heads[found.best], operating_rules, root)
+    return _model(dataset, found, found.members, found.name, root)
 
 
-def _of_head(dataset: Path, row: Row, number: int, operating_rules: Sequence[str]) -> Model:
+def _of_head(dataset: Path, row: Row, number: int, operating_rules: Sequence[str], root: Path | None) -> Model:
     """One head of a row; the temperature and thresholds are its own, whichever head stands for the row."""
     place = row.members[0].heads.index(number)
     rules = tuple(dict.fromkeys((*OPERATING_RULES, *operating_rules)))
@@ -69,10 +72,10 @@ def _of_head(dataset: Path, row: Row, number: int, operating_rules: Sequence[str
         for kind in KINDS
     }
     alone = replace(row, choices=choices)
-    return _model(dataset, alone, (Member(folder=row.members[0].folder, heads=(number,)),), name_of(row, number))
+    return _model(dataset, alone, (Member(folder=row.members[0].folder, heads=(number,)),), name_of(row, number), root)
 
 
-def _model(dataset: Path, row: Row, members: Sequence[Member], name: str) -> Model:
+def _model(dataset: Path, row: Row, members: Sequence[Member], name: str, root: Path | None) -> Model:
     load = functools.cache(load_run)
     sources: dict[str, FeatureStore] = {}
     made: list[ModelMember] = []
@@ -93,6 +96,7 @@ def _model(dataset: Path, row: Row, members: Sequence[Member], name: str) -> Mod
             )
         )
         said.append(f"{run.run_id}: {', '.join(map(str, member.heads))}")
+    distance, remark = reference_of(dataset, members[0].folder, row.run, tuple(sources.values()), root)
     return Model(
         name=name,
         dataset=dataset.name,
@@ -108,6 +112,8 @@ def _model(dataset: Path, row: Row, members: Sequence[Member], name: str) -> Mod
             )
             for kind, chosen in row.choices.items()
         },
+        distance=distance,
+        notes=(remark,) if remark else (),
         provenance={
             "run": row.run.run_id,
             "heads": "; ".join(said),

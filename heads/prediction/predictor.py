@@ -8,16 +8,17 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from featcache.backbones import Backbone
 from featcache.encoder import FILMS_AT_ONCE, Encoder, FilmFeatures
 from featcache.films import ImageFile as ImageFile
 from featcache.runtime import Compute
 from heads.experiments.split_logits import Kind
+from heads.prediction.distance import Verdict
 from heads.prediction.model import Model
 
 
@@ -33,8 +34,8 @@ class Prediction:
         probabilities: [K] float64, temperature-scaled.
         probability: that of the positive class.
         decision: the decided class.
-        distance_percentile: how much of val lies nearer to the train images, in percent; None where that is not known.
-        flagged: whether that is past the limit: do not trust the answer.
+        verdict: how far the film lies from those of train, and in words whether the answer is to be trusted; None where
+            that is not known.
         projection: PA, AP, lateral, oblique or not said, of a DICOM file; empty for others.
         features: [D] float32 of the clean view, all sources side by side.
     """
@@ -46,24 +47,19 @@ class Prediction:
     probabilities: NDArray[np.float64] | None = None
     probability: float | None = None
     decision: str | None = None
-    distance_percentile: float | None = None
-    flagged: bool | None = None
+    verdict: Verdict | None = None
     projection: str = ""
     features: NDArray[np.float32] | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """An item of what ``cxr predict --json`` prints."""
-        return {
-            "path": self.name,
-            "probability": self.probability,
-            "decision": self.decision,
-            "distance_percentile": self.distance_percentile,
-            "flagged": self.flagged,
-            "reason": self.reason or None,
-            "projection": self.projection or None,
-            "logits": None if self.logits is None else self.logits.tolist(),
-            "sha256": self.sha256 or None,
-        }
+    @property
+    def distance_percentile(self) -> float | None:
+        """How much of val lies nearer to the train images, in percent."""
+        return None if self.verdict is None else self.verdict.percentile
+
+    @property
+    def flagged(self) -> bool | None:
+        """Whether that is past the limit."""
+        return None if self.verdict is None else self.verdict.flagged
 
 
 class Predictor:
@@ -102,6 +98,7 @@ class Predictor:
         self.point = model.choices[self.kind].point(rule)
         self.encoder = Encoder(model.sources, backbones, compute)
         self.lock = threading.Lock()
+        self.pools = ThreadpoolController()
 
     def predict(self, images: Sequence[ImageFile]) -> list[Prediction]:
         """What the model says of some images, in order.
@@ -133,14 +130,15 @@ class Predictor:
         answers: Iterator[Prediction] = iter(())
         if good:
             features = [np.stack(of_source) for of_source in zip(*(one.features for one in good), strict=True)]
-            clean, mean = model.logits(features)
+            # The networks want the cores; products this small are done before threads have met.
+            with self.pools.limit(limits=1, user_api="blas"):
+                clean, mean = model.logits(features)
             logits = mean if self.kind == "view_mean" else clean
             probability = model.probability(logits, self.kind)
             decided = model.decisions(logits, self.point)
             flat = np.concatenate([of_source[:, 0] for of_source in features], axis=1)
-            known = model.distance
-            percentile = [None] * len(good) if known is None else known.percentile(flat).tolist()
-            flagged = [None] * len(good) if known is None else known.flagged(flat).tolist()
+            outlines = np.stack([one.outline for one in good])
+            verdicts = [None] * len(good) if model.distance is None else model.distance.judge(flat, outlines)
             answers = (
                 Prediction(
                     name=one.film.name,
@@ -149,8 +147,7 @@ class Predictor:
                     probabilities=probability[row],
                     probability=float(probability[row, model.positive]),
                     decision=model.classes[decided[row]],
-                    distance_percentile=percentile[row],
-                    flagged=flagged[row],
+                    verdict=verdicts[row],
                     projection=one.film.projection,
                     features=flat[row],
                 )
