@@ -11,31 +11,41 @@ from typing import IO, Annotated
 
 import typer
 
-from cxr.options import Cache, Config, Data, Device, Json, Select, TableFile
+from cxr.options import (
+    BundleFolder,
+    Cache,
+    Config,
+    Data,
+    Device,
+    HeadNumber,
+    Json,
+    NetworkWeights,
+    OperatingRule,
+    OwnNetworks,
+    RowName,
+    RunId,
+    Select,
+    TableFile,
+)
 from cxr.terminal import Tell, bar, note, one_of, out
 from featcache import atomic
-from featcache.errors import DataError, UsageError
+from featcache.errors import DataError
 from featcache.settings import load_settings
 
 
 def predict(
     paths: Annotated[list[str], typer.Argument(metavar="PATH…", help="Files, folders, or patterns in quotes.")],
-    run: Annotated[str | None, typer.Option("--run", help="The run (default: the newest).")] = None,
-    head: Annotated[int | None, typer.Option("--head", min=0, help="Its head (default: as val selects).")] = None,
-    row: Annotated[str | None, typer.Option("--row", help="A row of the report by name, ensembles too.")] = None,
-    operating_point: Annotated[
-        str | None,
-        typer.Option(metavar="RULE", help="Decide at this threshold: youden (default), f1, sensitivity>=X, …, or 0.5."),
-    ] = None,
+    bundle: BundleFolder = None,
+    run: RunId = None,
+    head: HeadNumber = None,
+    row: RowName = None,
+    operating_point: OperatingRule = None,
     views: Annotated[int | None, typer.Option("--views", min=1, help="Average the logits of so many views.")] = None,
     view_mean: Annotated[bool, typer.Option("--view-mean", help="Of as many as the head was trained on.")] = False,
     form: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
-    file: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write there, whole or not at all.")
-    ] = None,
-    weights: Annotated[
-        list[str] | None, typer.Option("--weights", help="The networks', where they were files; one each.")
-    ] = None,
+    file: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write there, whole or not.")] = None,
+    weights: NetworkWeights = None,
+    backbone: OwnNetworks = None,
     device: Device = None,
     select: Select = None,
     data: Data = None,
@@ -46,35 +56,30 @@ def predict(
 ) -> None:
     """Judge radiographs by a fitted head: JPEG, PNG and DICOM; exits 1 where not one of them could be read."""
     one_of("--format", form, ("table", "csv", "json"))
-    if head is not None and row is not None:
-        raise UsageError("--head and --row each name what is asked: give one of them")
     flags = {"data": data, "table": table, "cache": cache, "device": device, "select": select}
     settings = load_settings(flags, config)
-    rules = [] if operating_point in (None, "0.5") else [known_rule(operating_point)]
     from featcache.film_paths import film_paths
-    from featcache.workspace import compute_of, dataset_folder
+    from featcache.workspace import compute_of, films_folder
     from heads.prediction.answers import Tally, as_text, who_says
-    from heads.prediction.from_run import model_of_run
+    from heads.prediction.asked import asked_model
     from heads.prediction.networks import backbones_of
     from heads.prediction.predictor import Predictor
 
-    root = settings.data if settings.table is None or settings.data is not None else settings.table.parent
+    root = films_folder(settings)
     total = sum(1 for _ in film_paths(paths, root))
-    model = model_of_run(
-        dataset_folder(settings), run, head=head, row=row, rule=settings.select, operating_rules=rules, root=root
+    model = asked_model(
+        settings, bundle=bundle, code=backbone or (), run=run, head=head, row=row, operating_rule=operating_point
     )
-    count = views or (model.views if view_mean else 1)
-    networks = backbones_of(model, settings, weights or ())
+    networks, count = backbones_of(model, settings, weights or ()), views or (model.views if view_mean else 1)
     predictor = Predictor(model, networks, compute_of(settings), rule=operating_point, views=count)
     for line in who_says(model, predictor):
         note(line)
-    tally = Tally()
+    tally, started = Tally(), time.perf_counter()
     with (
         _target(file) as target,
         _bar(file) as tell,
         contextlib.closing(predictor.stream(film_paths(paths, root))) as stream,
     ):
-        started = time.perf_counter()
         for text in as_text(tally.count(stream), predictor, "json" if as_json else form):
             target.write(text)
             tell(tally.files, total, f"{tally.files / (time.perf_counter() - started):.0f} img/s")
@@ -82,21 +87,6 @@ def predict(
         note(line)
     if not tally.images:
         raise DataError(f"none of {tally.files} files could be read ({tally.reason})")
-
-
-def known_rule(rule: str) -> str:
-    """Check an operating point's rule.
-
-    Raises:
-        UsageError: there is no such rule.
-    """
-    from heads.statistics.operating_point import parse_rule
-
-    try:
-        parse_rule(rule)
-    except ValueError as error:
-        raise UsageError(f"--operating-point: {error}") from error
-    return rule
 
 
 @contextlib.contextmanager

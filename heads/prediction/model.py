@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import RunError
+from featcache.joined import JOINT
 from featcache.spec import FeatureSpec
 from heads.experiments.split_logits import Kind
 from heads.prediction.distance import DistanceReference
@@ -108,6 +109,7 @@ class Model:
         distance: of films from the train images; None where it could not be had.
         provenance: run, heads, versions: what it came from, for a person.
         notes: what a user must know.
+        bundle: the hash that names the bundle it came from; empty where it came from a run.
     """
 
     name: str
@@ -121,11 +123,19 @@ class Model:
     distance: DistanceReference | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    bundle: str = ""
 
     @property
     def origin(self) -> str:
         """Where it came from, in a few words."""
-        return f"run {self.provenance['run']}" if "run" in self.provenance else self.dataset
+        if self.bundle:
+            return f"bundle {self.bundle[:12]}"
+        return f"run {self.provenance.get('run', 'not known')}"
+
+    @property
+    def fingerprint(self) -> str:
+        """The specs' fingerprints, joined as a joined store's."""
+        return JOINT.join(source.spec.fingerprint for source in self.sources)
 
     def logits(self, features: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits of the clean view and of the mean over the views, [N, K] each, as a run keeps them.

@@ -15,6 +15,7 @@ from threadpoolctl import ThreadpoolController
 
 from featcache.backbones import Backbone
 from featcache.encoder import FILMS_AT_ONCE, Encoder, FilmFeatures
+from featcache.errors import RunError
 from featcache.films import ImageFile as ImageFile
 from featcache.runtime import Compute
 from heads.experiments.split_logits import Kind
@@ -79,7 +80,7 @@ class Predictor:
 
     Raises:
         BackboneError: a network is not that of its spec, or does not run here.
-        RunError: no such operating point.
+        RunError: no such operating point, or heads that do not fit the networks.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Predictor:
     ) -> None:
         if views < 1:
             raise ValueError(f"Predictor: wanted one view or more, got {views}")
+        _require_fit(model, [backbone.dim for backbone in backbones])
         self.model, self.views = model, views
         self.kind: Kind = "view_mean" if views > 1 else "clean"
         self.point = model.choices[self.kind].point(rule)
@@ -160,3 +162,15 @@ class Predictor:
 def _without_answer(one: FilmFeatures) -> Prediction:
     film = one.film
     return Prediction(name=film.name, sha256=film.sha256, reason=one.reason, projection=film.projection)
+
+
+def _require_fit(model: Model, dims: Sequence[int]) -> None:
+    """Refuse heads and distances that are not of the networks' features; each network gives so many.
+
+    Raises:
+        RunError: they are not.
+    """
+    wanted = [(sum(dims[source] for source in one.sources), one.heads[0].layout.features) for one in model.members]
+    wanted += [] if model.distance is None else [(sum(dims), len(model.distance.centre))]
+    if any(given != taken for given, taken in wanted):
+        raise RunError(f"{model.name} ({model.origin}) is damaged: its heads do not take its networks' features")
