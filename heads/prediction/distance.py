@@ -2,14 +2,14 @@
 
 A head answers whatever it is shown. Two signals tell what it should not have been shown:
 
-- its *features*: the Mahalanobis distance of their direction (``nearest.directions``) from the mean of train, within
-  the first principal axes of train (Lee et al., NeurIPS 2018, without classes and in fewer dimensions): with a the
-  axes' directions and s their standard deviations, d² = Σ ((x - m)·aᵢ / sᵢ)²;
+- its *features*: the Mahalanobis distance of the feature scaled to length 1 (Sun et al., ICML 2022) from the mean of
+  train, within the first principal axes of train: d² = Σ ((x - m)·aᵢ / sᵢ)² over the axes aᵢ with their standard
+  deviations sᵢ (Lee et al., NeurIPS 2018, for one class and in fewer dimensions);
 - its *outline* (``featcache.outlines``): one less its correlation with the mean outline of train. A negative has nearly
   the features of the film itself, and the opposite outline.
 
-Each is divided by what it is for a high share of val, so that they compare; the greater one is the distance. Which
-measure, how many axes and which shares was chosen on train and val (docs/log.md, 2026-11-25).
+Each is divided by its 95th percentile of val, so that they compare; the greater one is the distance. The measure and
+its numbers were chosen on train and val (docs/log.md, 2026-11-25).
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
+from sklearn.preprocessing import normalize
 
 from featcache.errors import RunError
 from featcache.outlines import SIDE
-from heads.known_cases.nearest import directions
 
-AXES = 64
+AXES = 128
+"""Principal axes at most: 128 · D numbers in a bundle."""
+
 LIMIT = 95.0
 """The percentile past which an answer is flagged: 5 % of val are."""
 
-LEAST_SPREAD = 1e-5
-"""Of the variance along the first axis: what an axis must have to count. Of real networks all 64 have a hundredth."""
+LEAST_VARIANCE = 1e-6
+"""An axis along which train varies less, against its first axis, is rounding."""
 
-UNITS = (0.95, 0.99)
-"""The share of val that lies nearer than 1, by features and by outline."""
+UNIT = 0.95
+"""The share of val that lies nearer than 1 by each signal alone."""
 
 SIGNALS = ("features", "outline")
 
@@ -65,8 +67,8 @@ class DistanceReference:
     """What distances are measured by; a bundle keeps it.
 
     Attributes:
-        centre: mean direction of train, [D] float32.
-        axes: principal axes of the train directions, each divided by its standard deviation, [D, A] float32.
+        centre: mean of the train features scaled to length 1, [D] float32.
+        axes: their principal axes, each divided by its standard deviation, [D, A] float32.
         outline: mean outline of train scaled to length 1, [64] float32; [0] where there were no pixels to be had.
         units: what divides each signal, [S] float32; S is 2, or 1 without outlines.
         val: each signal of the val films in its unit, [M, S] float32.
@@ -100,18 +102,22 @@ class DistanceReference:
             limit: percentile past which an answer is flagged.
 
         Raises:
-            ValueError: fewer than four train films or no val film, shapes that do not fit, or features not finite.
+            ValueError: fewer than four train films or no val film, train films all alike, shapes that do not fit, or
+                features that are not finite.
         """
-        directed = directions(train_features)
-        if len(directed) < 4 or not len(val_features) or directed.shape[1:] != val_features.shape[1:]:
-            raise ValueError(f"distance: wanted [4+, D] and [1+, D], got {directed.shape} and {val_features.shape}")
+        if train_features.ndim != 2 or len(train_features) < 4 or not len(val_features):
+            raise ValueError(
+                f"distance: wanted 4 train films and a val film, got {len(train_features)}, {len(val_features)}"
+            )
         if (train_outlines is None) != (val_outlines is None):
             raise ValueError("distance: outlines of train and val go together")
-        count = min(AXES, (len(directed) - 1) // 2, directed.shape[1] - 1)
-        pca = PCA(count, svd_solver="arpack", random_state=0).fit(directed)
-        # Along an axis without spread there is nothing but rounding to be measured.
-        spread = pca.explained_variance_ > LEAST_SPREAD * pca.explained_variance_.max()
-        axes = pca.components_[spread].T / np.sqrt(pca.explained_variance_[spread])
+        # normalize refuses what is not finite.
+        train = normalize(train_features.astype(np.float32))
+        pca = PCA(min(AXES, (len(train) - 1) // 2, train.shape[1] - 1), svd_solver="arpack", random_state=0).fit(train)
+        kept = pca.explained_variance_ > LEAST_VARIANCE * pca.explained_variance_[0]
+        if not kept.any():
+            raise ValueError("distance: all train films have the same features")
+        axes = (pca.components_[kept] / np.sqrt(pca.explained_variance_[kept])[:, None]).T
         mean = np.zeros(0) if train_outlines is None else train_outlines.mean(axis=0, dtype=np.float64)
         bare = cls(
             centre=pca.mean_.astype(np.float32),
@@ -125,9 +131,8 @@ class DistanceReference:
         signals = bare.signals(val_features, val_outlines)
         if not np.isfinite(signals).all():
             raise ValueError("distance: features of val are not finite")
-        units = [np.quantile(signal, share) for signal, share in zip(signals.T, UNITS, strict=False)]
-        scaled = replace(bare, units=np.maximum(units, 1e-6).astype(np.float32))
-        return replace(scaled, val=scaled.signals(val_features, val_outlines).astype(np.float32))
+        units = np.maximum(np.quantile(signals, UNIT, axis=0), 1e-6).astype(np.float32)
+        return replace(bare, units=units, val=(signals / units).astype(np.float32))
 
     def signals(
         self, features: NDArray[np.floating], outlines: NDArray[np.floating] | None = None
@@ -143,15 +148,16 @@ class DistanceReference:
         """
         if features.ndim != 2 or features.shape[1] != len(self.centre):
             raise ValueError(f"distance: wanted features [n, {len(self.centre)}], got {features.shape}")
-        with np.errstate(invalid="ignore", over="ignore"):
-            along = (directions(features) - self.centre) @ self.axes
-            found = [np.linalg.norm(along.astype(np.float64), axis=1)]
+        finite = np.isfinite(features).all(axis=1)
+        # In double precision, so that a film's rank does not hang on which others are asked about with it.
+        along = normalize(np.where(finite[:, None], features, 0).astype(np.float64)) - self.centre
+        found = [np.where(finite, np.linalg.norm(along @ self.axes.astype(np.float64), axis=1), np.inf)]
         if outlines is not None and len(self.outline):
             if outlines.shape != (len(features), SIDE * SIDE):
                 raise ValueError(f"distance: wanted outlines [{len(features)}, {SIDE * SIDE}], got {outlines.shape}")
             found.append(1 - outlines.astype(np.float64) @ self.outline)
         scaled: NDArray[np.float64] = np.stack(found, axis=1) / self.units[: len(found)]
-        return np.nan_to_num(scaled, nan=np.inf, posinf=np.inf)
+        return scaled
 
     def distance(
         self, features: NDArray[np.floating], outlines: NDArray[np.floating] | None = None
@@ -190,9 +196,8 @@ class DistanceReference:
     def _ranks(self, signals: NDArray[np.float64]) -> NDArray[np.float64]:
         known = np.sort(self.val[:, : signals.shape[1]].max(axis=1))
         # The stored type's rounding must not put a val film before itself.
-        nearer: NDArray[np.int64] = np.searchsorted(known, signals.max(axis=1).astype(np.float32))
-        percent: NDArray[np.float64] = nearer.astype(np.float64) * (100 / len(known))
-        return percent
+        nearer = np.searchsorted(known, signals.max(axis=1).astype(np.float32))
+        return np.asarray(100 * nearer / len(known), np.float64)
 
     def to_arrays(self) -> dict[str, Array]:
         """What a bundle stores; ``from_arrays`` reads it."""
