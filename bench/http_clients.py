@@ -1,4 +1,4 @@
-"""Clients that ask a server as fast as it answers: a process of its own, so that its work is not counted as the server's.
+"""Clients that ask a server as fast as it answers, in a process whose work is not counted as the server's.
 
 HTTP by hand over kept connections: on a machine that client and server share, each cycle spent here is lost to the
 server.

@@ -20,12 +20,15 @@ from featcache.batches import Batches, Runner
 from featcache.films import Film, ImageFile, load_films
 from featcache.loading import Rendering
 from featcache.making import geometry_of
+from featcache.outlines import SIDE, outline
 from featcache.parts import stored_as
 from featcache.reproduction import Specified, compiled, compute_by
 from featcache.runtime import Compute, choose_streams
 
 FILMS_AT_ONCE = 64
 """Films that are computed and handed on together, or a batch of them where that is more."""
+
+NO_OUTLINE = np.zeros(SIDE * SIDE, np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,12 +37,14 @@ class FilmFeatures:
 
     Attributes:
         film: the file; its views are dropped.
+        outline: of the clean view of the first source, [64] float32; see ``outlines``.
         features: [V, D] float32 of each source, rounded as a store of its spec keeps them; none where it could not be
             read, or where a feature is no finite number.
         reason: why there are none.
     """
 
     film: Film
+    outline: NDArray[np.float32]
     features: tuple[NDArray[np.float32], ...] = ()
     reason: str = ""
 
@@ -93,7 +98,7 @@ class Encoder:
             BackboneError: a network has no room for a single image.
         """
         wanted = self.renderings(views)
-        under_way: deque[tuple[list[Film], list[Batches]]] = deque()
+        under_way: deque[_UnderWay] = deque()
         with load_films(files, frozenset(wanted), self.threads) as films:
             while some := self._started(films, wanted):
                 under_way.append(some)
@@ -130,15 +135,16 @@ class Encoder:
         for runner in self.runners:
             runner.close()
 
-    def _started(self, films: Iterator[Film], wanted: Sequence[Rendering]) -> tuple[list[Film], list[Batches]] | None:
+    def _started(self, films: Iterator[Film], wanted: Sequence[Rendering]) -> _UnderWay | None:
         """Start the batches of the next films; None where there are no more."""
         # Whole batches, as long as files can be read.
         at_once = max(-(-FILMS_AT_ONCE // runner.batch_size) * runner.batch_size for runner in self.runners)
         batches = [Batches(runner) for runner in self.runners]
-        taken: list[Film] = []
+        taken: list[tuple[Film, NDArray[np.float32]]] = []
         readable = 0
         for film in films:
-            taken.append(dataclasses.replace(film, views={}))
+            seen = outline(film.views[wanted[0]][0]) if film.views else NO_OUTLINE
+            taken.append((dataclasses.replace(film, views={}), seen))
             if not film.reason:
                 readable += 1
                 for rendering, of_source in zip(wanted, batches, strict=True):
@@ -150,21 +156,27 @@ class Encoder:
             of_source.flush()
         return (taken, batches) if taken else None
 
-    def _finished(self, films: Sequence[Film], batches: Sequence[Batches], views: int) -> Iterator[FilmFeatures]:
+    def _finished(
+        self, films: Sequence[tuple[Film, NDArray[np.float32]]], batches: Sequence[Batches], views: int
+    ) -> Iterator[FilmFeatures]:
         """Wait for the features of some films."""
-        count = sum(not film.reason for film in films)
+        count = sum(not film.reason for film, _ in films)
         arrays = [of_source.computed()[0].reshape(count, views, -1) for of_source in batches] if count else []
         row = 0
-        for film in films:
+        for film, seen in films:
             if film.reason:
-                yield FilmFeatures(film=film, reason=film.reason)
+                yield FilmFeatures(film=film, outline=seen, reason=film.reason)
                 continue
             found = [array[row] for array in arrays]
             row += 1
             odd = next((spec for spec, one in zip(self.specs, found, strict=True) if not np.isfinite(one).all()), None)
             if odd is not None:
                 reason = f"{odd.backbone} in {odd.precision} gives features that are no finite numbers"
-                yield FilmFeatures(film=film, reason=reason)
+                yield FilmFeatures(film=film, outline=seen, reason=reason)
                 continue
             kept = [stored_as(one, spec.dtype) for spec, one in zip(self.specs, found, strict=True)]
-            yield FilmFeatures(film=film, features=tuple(one.astype(np.float32) for one in kept))
+            yield FilmFeatures(film=film, outline=seen, features=tuple(one.astype(np.float32) for one in kept))
+
+
+_UnderWay = tuple[list[tuple[Film, NDArray[np.float32]]], list[Batches]]
+"""Films with their outlines, and the batches of each source that they are in."""

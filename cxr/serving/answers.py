@@ -52,7 +52,8 @@ class ModelName(Answer):
     """Which model answered."""
 
     name: str = Field(description="as the comparison table calls it")
-    fingerprint: str = Field(description="SHA-256 over networks, weights, temperature and thresholds, in hex")
+    fingerprint: str = Field(description="of its networks and what they see of a film")
+    sha256: str = Field(description="over all that determines an answer: networks, heads, temperature, thresholds")
     dataset: str = Field(description="the data set that its heads were fitted on")
     positive: str = Field(description="the class whose probability is given")
     operating_point: OperatingPointAnswer | None = Field(description="null for more than two classes")
@@ -157,7 +158,7 @@ def prediction_answer(
         decision=said.decision,
         distance_percentile=said.distance_percentile,
         flagged=said.flagged,
-        warning=warning_of(said),
+        warning=(said.verdict.words or None) if said.verdict else None,
         projection=said.projection or None,
         explanation=None if explanation is None else ExplanationAnswer(**explanation.as_fields()),
         neighbours=None
@@ -172,14 +173,6 @@ def prediction_answer(
 def refused(problem: Problem) -> RefusedAnswer:
     """What is said of one film of several that cannot be answered."""
     return RefusedAnswer(status=problem.status, reason=problem.detail)
-
-
-def warning_of(said: Prediction) -> str | None:
-    """Why a film is flagged, in a sentence; None for one that is not."""
-    if not said.flagged:
-        return None
-    far = "" if said.distance_percentile is None else f", farther than {said.distance_percentile:.1f} % of val"
-    return f"This film is unlike those that the model was fitted on{far}: do not trust what is said of it."
 
 
 def operating_point_answer(predictor: Predictor) -> OperatingPointAnswer | None:

@@ -24,7 +24,7 @@ from cxr.serving.answers import (
 from cxr.serving.batching import MicroBatcher
 from cxr.serving.limits import Limits
 from cxr.serving.metrics import Metrics
-from cxr.serving.model_card import ModelCard, model_fingerprint
+from cxr.serving.model_card import ModelCard, model_sha256
 from cxr.serving.pictures import Explanation, data_uri, draw
 from cxr.serving.problems import Problem
 from cxr.serving.uploads import Admission
@@ -160,7 +160,8 @@ class Service:
         model = self.predictor.model
         return ModelName(
             name=model.name,
-            fingerprint=model_fingerprint(model),
+            fingerprint=model.fingerprint,
+            sha256=model_sha256(model),
             dataset=model.dataset,
             positive=model.classes[model.positive],
             operating_point=operating_point_answer(self.predictor),

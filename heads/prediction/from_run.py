@@ -16,6 +16,7 @@ from heads.experiments.runs import RunRecord, load_run
 from heads.experiments.saved_heads import choose_row, load_weights, name_of, require_alone, stores_behind
 from heads.experiments.split_logits import KINDS
 from heads.prediction.model import Model, ModelChoices, ModelMember, Source
+from heads.prediction.reference import reference_of
 
 
 def model_of_run(
@@ -26,8 +27,23 @@ def model_of_run(
     row: str | None = None,
     rule: str | None = "clean",
     operating_rules: Sequence[str] = (),
+    root: Path | None = None,
 ) -> Model:
-    """The model of a fitted head, or of a row of the table; nothing here can reach the logits of test.
+    """The model of a fitted head, or of a row of the table; see ``chosen_row`` and ``model_of_row``."""
+    found = chosen_row(dataset, run_id, head=head, row=row, rule=rule, operating_rules=operating_rules)
+    return model_of_row(dataset, found, root)
+
+
+def chosen_row(
+    dataset: Path,
+    run_id: str | None = None,
+    *,
+    head: int | None = None,
+    row: str | None = None,
+    rule: str | None = "clean",
+    operating_rules: Sequence[str] = (),
+) -> Row:
+    """A row of one head, or of an ensemble, with what val chose for it; nothing here can reach the logits of test.
 
     Args:
         dataset: ``cache/<dataset>``.
@@ -40,14 +56,13 @@ def model_of_run(
 
     Raises:
         RunError: no such run, head or row, a damaged one, or a head that can judge no film alone.
-        StoreError: the features that it was fitted on are not there any more.
         ValueError: an unknown rule, or a head and a row.
     """
     if row is None:
         found, number = choose_row(dataset, run_id, head, rule=rule, operating_rules=operating_rules)
-        return _of_head(dataset, found, number, operating_rules)
+        return _alone(found, number, operating_rules)
     if head is not None:
-        raise ValueError("model_of_run: wanted a head or a row, got both")
+        raise ValueError("chosen_row: wanted a head or a row, got both")
     run_ids = [] if run_id is None else [run_id]
     decision = decide(dataset, run_ids, rule=rule, ensembles=True, operating_rules=operating_rules)
     matching = [one for one in decision.rows if one.name == row]
@@ -56,28 +71,45 @@ def model_of_run(
         raise RunError(f"no row {row!r} in the report{nearest(row, names)} ('cxr report --ensembles' shows them)")
     found = matching[0]
     if found.ensemble is None:
-        return _of_head(dataset, found, found.members[0].heads[found.best], operating_rules)
-    return _model(dataset, found, found.members, found.name)
+        return _alone(found, found.members[0].heads[found.best], operating_rules)
+    return found
 
 
-def _of_head(dataset: Path, row: Row, number: int, operating_rules: Sequence[str]) -> Model:
-    """One head of a row; the temperature and thresholds are its own, whichever head stands for the row."""
+def _alone(row: Row, number: int, operating_rules: Sequence[str]) -> Row:
+    """The row of one of a row's heads, whichever stands for that; temperature and thresholds are the head's own."""
+    require_alone(row.run, number)
     place = row.members[0].heads.index(number)
-    rules = tuple(dict.fromkeys((*OPERATING_RULES, *operating_rules)))
-    choices = {
-        kind: settle(row.val.of(kind)[[place]], row.val.label, positive=row.run.positive, best=0, rules=rules)
-        for kind in KINDS
-    }
-    alone = replace(row, choices=choices)
-    return _model(dataset, alone, (Member(folder=row.members[0].folder, heads=(number,)),), name_of(row, number))
+    rules, positive = tuple(dict.fromkeys((*OPERATING_RULES, *operating_rules))), row.run.positive
+    val = replace(row.val, logits=row.val.logits[[place]], logits_view_mean=row.val.logits_view_mean[[place]])
+    return replace(
+        row,
+        name=name_of(row, number),
+        members=(Member(folder=row.members[0].folder, heads=(number,)),),
+        records=(row.records[place],),
+        val=val,
+        metrics={kind: (one[place],) for kind, one in row.metrics.items()},
+        best=0,
+        choices={kind: settle(val.of(kind), val.label, positive=positive, best=0, rules=rules) for kind in KINDS},
+    )
 
 
-def _model(dataset: Path, row: Row, members: Sequence[Member], name: str) -> Model:
+def model_of_row(dataset: Path, row: Row, root: Path | None = None) -> Model:
+    """The model of a row that ``chosen_row`` gave.
+
+    Args:
+        dataset: ``cache/<dataset>``.
+        row: of one head, or of an ensemble.
+        root: the data set's folder, where it is at hand; see ``reference.reference_of``.
+
+    Raises:
+        RunError: a run is damaged, or a head can judge no film alone.
+        StoreError: the features that it was fitted on are not there any more.
+    """
     load = functools.cache(load_run)
     sources: dict[str, FeatureStore] = {}
-    made: list[ModelMember] = []
+    members: list[ModelMember] = []
     said: list[str] = []
-    for member in members:
+    for member in row.members:
         run = load(member.folder)
         for number in member.heads:
             require_alone(run, number)
@@ -85,22 +117,23 @@ def _model(dataset: Path, row: Row, members: Sequence[Member], name: str) -> Mod
         stores = stores_behind(dataset, run, member.heads[0])
         sources |= {store.fingerprint: store for store in stores}
         order = list(sources)
-        made.append(
+        members.append(
             ModelMember(
                 sources=tuple(order.index(store.fingerprint) for store in stores),
                 heads=tuple(load_weights(member.folder, number) for number in member.heads),
-                scale=member.scale,
+                scale=dict(member.scale),
             )
         )
         said.append(f"{run.run_id}: {', '.join(map(str, member.heads))}")
+    distance, remark = reference_of(dataset, row.members[0].folder, row.run, tuple(sources.values()), root)
     return Model(
-        name=name,
+        name=row.name,
         dataset=dataset.name,
         classes=row.run.classes,
         positive=row.run.positive,
-        views=_views(members, load),
+        views=_views(row.members, load),
         sources=tuple(Source(spec=store.spec, path=store.path) for store in sources.values()),
-        members=tuple(made),
+        members=tuple(members),
         choices={
             kind: ModelChoices(
                 temperature=chosen.temperature,
@@ -108,11 +141,11 @@ def _model(dataset: Path, row: Row, members: Sequence[Member], name: str) -> Mod
             )
             for kind, chosen in row.choices.items()
         },
+        distance=distance,
+        notes=(remark,) if remark else (),
         provenance={
             "run": row.run.run_id,
             "heads": "; ".join(said),
-            "backbones": ", ".join(store.backbone for store in sources.values()),
-            "fingerprints": ", ".join(sources),
             "created": row.run.created,
             "split": f"{row.run.split_rule} {row.run.split_seed}",
             **{f"fitted with {name}": version for name, version in row.run.provenance.items()},

@@ -9,24 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import RunError
+from featcache.joined import JOINT
 from featcache.spec import FeatureSpec
 from heads.experiments.split_logits import Kind
+from heads.prediction.distance import DistanceReference
 from heads.statistics.metrics import probabilities
 from heads.statistics.operating_point import OperatingPoint
 from heads.training.model import HeadWeights, logits
 
 HALF = OperatingPoint(threshold=0.5, rule="0.5", split="")
 """The larger of two probabilities: what a head decides without a rule."""
-
-ROWS = 64
-"""Rows that a head is given at once, the last of them zeros where there are fewer: so that no product depends on how
-many films are asked about together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +93,6 @@ class ModelChoices:
         return float(1 / (1 + np.exp(-log_odds / self.temperature)))
 
 
-class Distance(Protocol):
-    """How far films lie from those that the heads were fitted on."""
-
-    def percentile(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The share of val that lies nearer, in percent, [n], of features [n, D] of all sources side by side."""
-
-    def flagged(self, features: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Whether a film lies beyond the limit, [n]."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
     """One head, or several as an ensemble, ready to judge films.
@@ -122,6 +109,7 @@ class Model:
         distance: of films from the train images; None where it could not be had.
         provenance: run, heads, versions: what it came from, for a person.
         notes: what a user must know.
+        bundle: the hash that names the bundle it came from; empty where it came from a run.
     """
 
     name: str
@@ -132,9 +120,22 @@ class Model:
     sources: tuple[Source, ...]
     members: tuple[ModelMember, ...]
     choices: Mapping[Kind, ModelChoices]
-    distance: Distance | None = None
+    distance: DistanceReference | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    bundle: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Where it came from, in a few words."""
+        if self.bundle:
+            return f"bundle {self.bundle[:12]}"
+        return f"run {self.provenance.get('run', 'not known')}"
+
+    @property
+    def fingerprint(self) -> str:
+        """The specs' fingerprints, joined as a joined store's."""
+        return JOINT.join(source.spec.fingerprint for source in self.sources)
 
     def logits(self, features: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits of the clean view and of the mean over the views, [N, K] each, as a run keeps them.
@@ -176,15 +177,6 @@ def _logits_of(
     side_by_side = np.concatenate([features[source] for source in member.sources], axis=2)
     images, views, width = side_by_side.shape
     rows = side_by_side.reshape(-1, width)
-    every = np.stack([_by_rows(head, rows).reshape(images, views, -1) for head in member.heads])
+    # In float64, so that no answer hangs on the films that are asked about together.
+    every = np.stack([logits(head, rows, np.float64).reshape(images, views, -1) for head in member.heads])
     return every[:, :, 0], every.mean(axis=2, dtype=np.float32)
-
-
-def _by_rows(head: HeadWeights, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    made = np.empty((len(rows), head.bias.size), np.float32)
-    for start in range(0, len(rows), ROWS):
-        some = rows[start : start + ROWS]
-        block = np.zeros((ROWS, rows.shape[1]), np.float32)
-        block[: len(some)] = some
-        made[start : start + ROWS] = logits(head, block)[: len(some)]
-    return made

@@ -8,18 +8,20 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from featcache.backbones import Backbone
 from featcache.encoder import FILMS_AT_ONCE, Encoder, FilmFeatures
+from featcache.errors import RunError
 from featcache.films import Film
 from featcache.films import ImageFile as ImageFile
 from featcache.loading import Rendering
 from featcache.runtime import Compute
 from heads.experiments.split_logits import Kind
+from heads.prediction.distance import Verdict
 from heads.prediction.model import Model
 
 
@@ -35,8 +37,8 @@ class Prediction:
         probabilities: [K] float64, temperature-scaled.
         probability: that of the positive class.
         decision: the decided class.
-        distance_percentile: how much of val lies nearer to the train images, in percent; None where that is not known.
-        flagged: whether that is past the limit: do not trust the answer.
+        verdict: how far the film lies from those of train, and in words whether the answer is to be trusted; None where
+            that is not known.
         projection: PA, AP, lateral, oblique or not said, of a DICOM file; empty for others.
         features: [D] float32 of the clean view, all sources side by side.
     """
@@ -48,24 +50,19 @@ class Prediction:
     probabilities: NDArray[np.float64] | None = None
     probability: float | None = None
     decision: str | None = None
-    distance_percentile: float | None = None
-    flagged: bool | None = None
+    verdict: Verdict | None = None
     projection: str = ""
     features: NDArray[np.float32] | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """An item of what ``cxr predict --json`` prints."""
-        return {
-            "path": self.name,
-            "probability": self.probability,
-            "decision": self.decision,
-            "distance_percentile": self.distance_percentile,
-            "flagged": self.flagged,
-            "reason": self.reason or None,
-            "projection": self.projection or None,
-            "logits": None if self.logits is None else self.logits.tolist(),
-            "sha256": self.sha256 or None,
-        }
+    @property
+    def distance_percentile(self) -> float | None:
+        """How much of val lies nearer to the train images, in percent."""
+        return None if self.verdict is None else self.verdict.percentile
+
+    @property
+    def flagged(self) -> bool | None:
+        """Whether that is past the limit."""
+        return None if self.verdict is None else self.verdict.flagged
 
 
 class Predictor:
@@ -85,7 +82,7 @@ class Predictor:
 
     Raises:
         BackboneError: a network is not that of its spec, or does not run here.
-        RunError: no such operating point.
+        RunError: no such operating point, or heads that do not fit the networks.
     """
 
     def __init__(
@@ -99,11 +96,13 @@ class Predictor:
     ) -> None:
         if views < 1:
             raise ValueError(f"Predictor: wanted one view or more, got {views}")
+        _require_fit(model, [backbone.dim for backbone in backbones])
         self.model, self.views = model, views
         self.kind: Kind = "view_mean" if views > 1 else "clean"
         self.point = model.choices[self.kind].point(rule)
         self.encoder = Encoder(model.sources, backbones, compute)
         self.lock = threading.Lock()
+        self.pools = ThreadpoolController()
 
     def predict(self, images: Sequence[ImageFile]) -> list[Prediction]:
         """What the model says of some images, in order.
@@ -148,14 +147,15 @@ class Predictor:
         answers: Iterator[Prediction] = iter(())
         if good:
             features = [np.stack(of_source) for of_source in zip(*(one.features for one in good), strict=True)]
-            clean, mean = model.logits(features)
+            # The networks want the cores; products this small are done before threads have met.
+            with self.pools.limit(limits=1, user_api="blas"):
+                clean, mean = model.logits(features)
             logits = mean if self.kind == "view_mean" else clean
             probability = model.probability(logits, self.kind)
             decided = model.decisions(logits, self.point)
             flat = np.concatenate([of_source[:, 0] for of_source in features], axis=1)
-            known = model.distance
-            percentile = [None] * len(good) if known is None else known.percentile(flat).tolist()
-            flagged = [None] * len(good) if known is None else known.flagged(flat).tolist()
+            outlines = np.stack([one.outline for one in good])
+            verdicts = [None] * len(good) if model.distance is None else model.distance.judge(flat, outlines)
             answers = (
                 Prediction(
                     name=one.film.name,
@@ -164,8 +164,7 @@ class Predictor:
                     probabilities=probability[row],
                     probability=float(probability[row, model.positive]),
                     decision=model.classes[decided[row]],
-                    distance_percentile=percentile[row],
-                    flagged=flagged[row],
+                    verdict=verdicts[row],
                     projection=one.film.projection,
                     features=flat[row],
                 )
@@ -178,3 +177,15 @@ class Predictor:
 def _without_answer(one: FilmFeatures) -> Prediction:
     film = one.film
     return Prediction(name=film.name, sha256=film.sha256, reason=one.reason, projection=film.projection)
+
+
+def _require_fit(model: Model, dims: Sequence[int]) -> None:
+    """Refuse heads and distances that are not of the networks' features; each network gives so many.
+
+    Raises:
+        RunError: they are not.
+    """
+    wanted = [(sum(dims[source] for source in one.sources), one.heads[0].layout.features) for one in model.members]
+    wanted += [] if model.distance is None else [(sum(dims), len(model.distance.centre))]
+    if any(given != taken for given, taken in wanted):
+        raise RunError(f"{model.name} ({model.origin}) is damaged: its heads do not take its networks' features")

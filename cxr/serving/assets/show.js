@@ -37,6 +37,7 @@ export function showModel(model) {
     ["temperature", model.temperature.toFixed(3)],
     ["run", model.provenance.run ?? ""],
     ["fingerprint", element("code", {}, model.fingerprint)],
+    ["SHA-256", element("code", {}, model.sha256)],
   ]);
   place("figure-rows").replaceChildren(
     ...model.figures.map((one) =>
