@@ -89,12 +89,19 @@ def serve(
         from heads.prediction.networks import backbones_of
         from heads.prediction.predictor import Predictor
 
-        asked = {"run": run, "head": head, "row": row}
-        model = asked_model(settings, bundle=bundle, code=backbone or (), operating_rule=operating_point, **asked)
+        model = asked_model(
+            settings,
+            bundle=bundle,
+            code=backbone or (),
+            run=run,
+            head=head,
+            row=row,
+            operating_rule=operating_point,
+        )
         networks, compute = backbones_of(model, settings, weights or ()), compute_of(settings)
         count = views or (model.views if view_mean else 1)
         predictor = Predictor(model, networks, compute, rule=operating_point, views=count)
-        known, card = _known(settings, model, bundle, **asked)
+        known, card = _known(settings, model, bundle, run, head, row)
         root = films_folder(settings)
         service = Service(
             predictor,
@@ -136,7 +143,7 @@ def _limits(max_bytes: str, max_pixels: int, queue: int, timeout: float) -> Limi
 
 
 def _known(
-    settings: Settings, model: Model, bundle: Path | None, *, run: str | None, head: int | None, row: str | None
+    settings: Settings, model: Model, bundle: Path | None, run: str | None, head: int | None, row: str | None
 ) -> tuple[KnownFilms | None, ModelCard]:
     """The films to look for neighbours in, which a bundle does not hold, and the model's figures."""
     from cxr.serving.model_card import card_of_bundle, card_of_run

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from cxr.serving.answers import (
     LimitsAnswer,
@@ -72,6 +73,8 @@ class Service:
         self.batcher = MicroBatcher(predictor, limits, decoders=decoders, on_batch=self.metrics.batches.observe)
         # Maps and searches one after the other: they are looked at by people, and predictions are not to wait for them.
         self.aside = ThreadPoolExecutor(1, "aside")
+        # The networks want the cores; products this small are done before threads have met.
+        self.blas = ThreadpoolController().limit(limits=1, user_api="blas")
         self.ready = threading.Event()
         self.answered = 0
         self.name = self._name()
@@ -94,6 +97,7 @@ class Service:
         self.batcher.close()
         self.aside.shutdown(cancel_futures=True)
         self.predictor.close()
+        self.blas.restore_original_limits()
 
     async def answer(self, files: Sequence[bytes], *, explain: bool, neighbours: int) -> PredictionsAnswer:
         """What is answered for the films of one request.
