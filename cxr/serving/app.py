@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from importlib import resources
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,6 +20,8 @@ from cxr.serving.guard import LOOPBACK, Guard
 from cxr.serving.problems import Overloaded, Problem, ProblemAnswer, declared
 from cxr.serving.service import Service
 from cxr.serving.uploads import CLOSE, FORM, RAW, read_upload
+
+T = TypeVar("T")
 
 ASSETS = resources.files("cxr.serving") / "assets"
 
@@ -109,10 +111,28 @@ def _add_prediction(app: FastAPI, service: Service, token: str | None) -> None:
                 raise Problem(408, f"the film did not arrive within {limits.timeout:g} s", CLOSE) from error
             try:
                 async with asyncio.timeout_at(deadline):
-                    answer = await service.answer(files, explain=explain, neighbours=neighbours)
+                    answer = await _while_there(request, service.answer(files, explain=explain, neighbours=neighbours))
             except TimeoutError as error:
                 raise Overloaded(f"no answer within {limits.timeout:g} s: ask again in a moment") from error
         return Response(answer.model_dump_json(), media_type="application/json")
+
+
+async def _while_there(request: Request, answering: Coroutine[Any, Any, T]) -> T:
+    """Wait for an answer as long as there is somebody to hear it.
+
+    Raises:
+        Problem: 400, which nobody hears, where the client went away; what had not begun is left undone.
+    """
+    answer, gone = asyncio.create_task(answering), asyncio.create_task(request.receive())
+    try:
+        # All of the body has been read: what comes now is the end of the connection.
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise Problem(400, "the connection ended before the answer", CLOSE)
+        return answer.result()
+    finally:
+        gone.cancel()
+        answer.cancel()
 
 
 def _add_watching(app: FastAPI, service: Service, token: str | None) -> None:
