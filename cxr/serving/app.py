@@ -123,7 +123,7 @@ async def _while_there(request: Request, answering: Coroutine[Any, Any, T]) -> T
     Raises:
         Problem: 400, which nobody hears, where the client went away; what had not begun is left undone.
     """
-    answer, gone = asyncio.create_task(answering), asyncio.create_task(request.receive())
+    answer, gone = asyncio.ensure_future(answering), asyncio.ensure_future(request.receive())
     try:
         # All of the body has been read: what comes now is the end of the connection.
         await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)

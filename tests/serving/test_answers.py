@@ -136,7 +136,7 @@ def test_neighbours_are_those_of_cxr_neighbours_and_their_thumbnails_are_theirs(
     for number in (0, 1, -1, -2):
         (image,) = find_images([str(paths[number])], table, place / "films")
         (wanted,) = neighbours(
-            [image], store.features([table.image_id[image.row]]), store, np.flatnonzero(use == "train"), use, k=5
+            [image], store.features([str(table.image_id[image.row])]), store, np.flatnonzero(use == "train"), use, k=5
         )
         found = asked(client, films[number], "?neighbours=5")["neighbours"]
         assert [one["image_id"] for one in found] == [one.image_id for one in wanted.neighbours]

@@ -102,7 +102,7 @@ def test_what_befalls_the_network_is_heard_by_each_that_waits_and_the_next_batch
     def failing(_films: Any) -> Any:
         raise MemoryError("no room")
 
-    predictor.predict_loaded = failing  # type: ignore[method-assign]
+    predictor.predict_loaded = failing  # type: ignore[assignment, method-assign]
     batcher = MicroBatcher(predictor, Limits(), decoders=2)
     futures = [batcher.submit(film) for film in films[:5]]
     for future in futures:

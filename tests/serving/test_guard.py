@@ -106,7 +106,7 @@ def test_no_other_site_is_allowed_what_browsers_ask_leave_for(client: TestClient
 def test_without_the_token_nothing_is_told_but_that_it_is_wanted(
     guarded: TestClient, films: list[bytes], given: str | None
 ) -> None:
-    headers = {} if given is None else {"Authorization": given.encode("latin-1")}
+    headers = {} if given is None else {b"Authorization": given.encode("latin-1")}
     for response in (
         guarded.post("/predict", content=films[0], headers=headers),
         guarded.get("/model", headers=headers),

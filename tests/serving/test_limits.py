@@ -433,7 +433,7 @@ def test_a_failure_of_ours_is_a_plain_500_and_its_log_quotes_nothing(
         def broken(_films: Any) -> Any:
             raise RuntimeError("SECRET of a patient")
 
-        service.predictor.predict_loaded = broken  # type: ignore[method-assign]
+        service.predictor.predict_loaded = broken  # type: ignore[assignment, method-assign]
         with caplog.at_level(logging.DEBUG):
             failed = client.post("/predict", files={"file": ("SECRET.jpeg", films[0])})
         service.predictor.predict_loaded = answer  # type: ignore[method-assign]
@@ -462,4 +462,4 @@ def test_a_network_that_does_not_start_is_not_ready(place: Path) -> None:
 def test_limits_that_bound_nothing_are_refused() -> None:
     for wrong in ({"max_bytes": 0}, {"queue": 0}, {"timeout": 0.0}, {"max_pixels": 10**9}):
         with pytest.raises(ValueError, match="Limits: wanted"):
-            Limits(**wrong)  # type: ignore[arg-type]
+            Limits(**wrong)

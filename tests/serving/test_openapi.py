@@ -23,7 +23,12 @@ TOKEN = "a-secret-of-the-test"  # noqa: S105 - it opens nothing
 HOST = {"Host": "localhost"}
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 OPERATIONS = [("POST", "/predict"), ("GET", "/healthz"), ("GET", "/model"), ("GET", "/metrics")]
-QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None, "derandomize": True}
+QUIET: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": list(HealthCheck),
+    "database": None,
+    "derandomize": True,
+}
 
 
 def outliving(app: ASGIApp) -> ASGIApp:

@@ -45,6 +45,9 @@ async function send(file) {
   const mine = new AbortController();
   asking = mine;
   problem.textContent = "";
+  // An answer must not stand beside a film that it is not of.
+  place("answer").hidden = true;
+  place("known").hidden = true;
   if (model === null) {
     say("The server is not ready: try again in a moment.");
     return;
@@ -82,8 +85,6 @@ async function send(file) {
 }
 
 function say(sentence) {
-  place("answer").hidden = true;
-  place("known").hidden = true;
   status.textContent = "";
   problem.textContent = sentence;
 }
