@@ -112,7 +112,9 @@ def serve(
             thumbnails=None if root is None else Thumbnails(root),
             card=card,
         )
-        app = build_app(service, token=token, hosts=LOOPBACK if is_loopback(host) else None)
+        # On loopback by whichever of its names; elsewhere the token tells whom it may answer.
+        names = (*LOOPBACK, f"[{host}]" if ":" in host else host.lower()) if is_loopback(host) else None
+        app = build_app(service, token=token or None, hosts=names)
 
         def tell() -> None:
             url, name = url_of(bound), service.name

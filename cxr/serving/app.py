@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from cxr.serving.answers import RESEARCH_ONLY, Health, ModelAnswer, PredictionsAnswer
-from cxr.serving.guard import LOOPBACK, Guard
+from cxr.serving.guard import LOOPBACK, Guard, log, where_and_what
 from cxr.serving.problems import Overloaded, Problem, ProblemAnswer, declared
 from cxr.serving.service import Service
 from cxr.serving.uploads import CLOSE, FORM, RAW, read_upload
@@ -73,14 +73,21 @@ def _lifespan(service: Service) -> Any:  # noqa: ANN401 - FastAPI's own type is 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         # The server listens meanwhile, and /healthz says that it is not ready.
-        warming = asyncio.create_task(asyncio.to_thread(service.warm_up))
+        warming = asyncio.create_task(_warm_up(service))
         try:
             yield
         finally:
-            await asyncio.gather(warming, return_exceptions=True)
+            await warming
             await asyncio.to_thread(service.close)
 
     return lifespan
+
+
+async def _warm_up(service: Service) -> None:
+    try:
+        await asyncio.to_thread(service.warm_up)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the server stays, and says that it is not ready
+        log.error("the network did not run: %s", where_and_what(error))
 
 
 def _add_prediction(app: FastAPI, service: Service, token: str | None) -> None:

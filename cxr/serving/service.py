@@ -80,7 +80,7 @@ class Service:
         self.name = self._name()
 
     def warm_up(self) -> None:
-        """Have each network see one batch, of black films; what fails here fails the start.
+        """Have each network see one batch, of a black film; then the service is ready.
 
         Raises:
             BackboneError: a network does not run.

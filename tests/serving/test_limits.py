@@ -446,7 +446,7 @@ def test_a_failure_of_ours_is_a_plain_500_and_its_log_quotes_nothing(
     assert "SECRET" not in caplog.text
 
 
-def test_a_network_that_does_not_start_is_not_ready(place: Path) -> None:
+def test_a_network_that_does_not_start_is_not_ready(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     service = make_service(place)
 
     def broken() -> None:
@@ -457,6 +457,7 @@ def test_a_network_that_does_not_start_is_not_ready(place: Path) -> None:
         health = client.get("/healthz")
     assert health.status_code == 503
     assert "retry-after" in health.headers
+    assert "the network did not run: RuntimeError at test_limits.py" in caplog.text
 
 
 def test_limits_that_bound_nothing_are_refused() -> None:

@@ -24,7 +24,6 @@ HOST = {"Host": "localhost"}
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 OPERATIONS = [("POST", "/predict"), ("GET", "/healthz"), ("GET", "/model"), ("GET", "/metrics")]
 QUIET: dict[str, Any] = {
-    "deadline": None,
     "suppress_health_check": list(HealthCheck),
     "database": None,
     "derandomize": True,
@@ -81,7 +80,7 @@ def test_each_answer_is_one_that_is_described_and_none_is_a_failure_of_ours(
     operation = schema[path][method]
     statuses: set[int] = set()
 
-    @settings(max_examples=40 if path == "/predict" else 3, **QUIET)
+    @settings(max_examples=40 if path == "/predict" else 3, deadline=None, **QUIET)
     @given(case=operation.as_strategy(generation_mode=mode))
     def look(case: Any) -> None:
         response = case.call(headers=headers)

@@ -105,7 +105,7 @@ function showProbability(said, model) {
   place("mark-threshold").hidden = point === null;
   if (point !== null) place("mark-threshold").style.left = `calc(${100 * Math.min(point.threshold, 1)}% - 1px)`;
   place("meaning").textContent =
-    `Scaled by a temperature fitted on val: of val films with a probability like this, about that share were ` +
+    `Scaled by a temperature fitted on val, so that of films like val's with a probability like this about that share are ` +
     `${model.positive}. Where ${model.positive} is rarer, or films differ, the share is another.`;
   place("decision").textContent = `Decision: ${said.decision}`;
   place("threshold").textContent =

@@ -34,7 +34,7 @@ def plainly(model: Model, train: list[str], name: str) -> dict[str, float]:
     return found
 
 
-def test_they_are_the_nearest_of_train_by_all_networks_and_never_the_film_itself(place: Path, dataset: Path) -> None:
+def test_they_are_the_nearest_of_train_by_all_networks_and_never_the_film_itself(dataset: Path) -> None:
     (folder,) = run_folders(dataset)
     run = load_run(folder)
     rows = [row.name for row in decide(dataset, ensembles=True).rows]
