@@ -107,7 +107,7 @@ def _openvino(backbone: Backbone, batch_size: int, precision: Precision, threads
     side = backbone.preprocessing.image_size
     example = torch.zeros((batch_size, 3, side, side), dtype=torch.uint8)
     streams = choose_streams("openvino", "cpu", threads)
-    with _quiet_conversion(), _without_telemetry():
+    with quiet_conversion(), _without_telemetry():
         # Through the frontend and not openvino.convert_model, which would report what it converts.
         import openvino
         from openvino.frontend import FrontEndManager
@@ -167,7 +167,7 @@ def _explained_memory() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_conversion() -> Iterator[None]:
+def quiet_conversion() -> Iterator[None]:
     """Silence what export and conversion say of their own insides; failures still raise."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
