@@ -155,7 +155,7 @@ class DistanceReference:
         if outlines is not None and len(self.outline):
             if outlines.shape != (len(features), SIDE * SIDE):
                 raise ValueError(f"distance: wanted outlines [{len(features)}, {SIDE * SIDE}], got {outlines.shape}")
-            found.append(1 - outlines.astype(np.float64) @ self.outline)
+            found.append(np.maximum(1 - outlines.astype(np.float64) @ self.outline, 0))
         scaled: NDArray[np.float64] = np.stack(found, axis=1) / self.units[: len(found)]
         return scaled
 

@@ -140,6 +140,14 @@ def test_what_a_bundle_keeps_gives_the_same_answers(outlines: bool) -> None:
     assert again.limit == reference.limit
 
 
+def test_a_film_that_is_the_mean_of_train_lies_at_no_distance_and_is_kept() -> None:
+    outlines = np.repeat(some_outlines(1, 0), 40, axis=0)
+    reference = DistanceReference.fit(some_features(40, 0), some_features(9, 1), outlines, outlines[:9])
+    assert (reference.val >= 0).all()
+    again = DistanceReference.from_arrays(reference.to_arrays())
+    assert again.judge(some_features(9, 1), outlines[:9]) == reference.judge(some_features(9, 1), outlines[:9])
+
+
 def test_a_reference_is_small_in_a_bundle() -> None:
     rng = np.random.default_rng(0)
     train, val = (rng.standard_normal((n, 2560)).astype(np.float32) for n in (300, 1043))
