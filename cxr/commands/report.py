@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +30,7 @@ def report(
         ),
     ] = None,
     form: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the page there.")] = None,
     figures: Annotated[Path | None, typer.Option("--figures", metavar="DIR", help="Write pictures there.")] = None,
     figure_format: Annotated[str, typer.Option("--figure-format", help="png or svg.")] = "png",
     data: Data = None,
@@ -51,8 +54,9 @@ def report(
         rules = [operating_point] if operating_point and parse_rule(operating_point) else []
     except ValueError as error:
         raise UsageError(f"--operating-point: {error}") from error
+    dataset = dataset_folder(settings)
     built = build_report(
-        dataset_folder(settings),
+        dataset,
         run or (),
         rule=settings.select,
         ensembles=settings.ensembles,
@@ -68,6 +72,14 @@ def report(
             out.print(f"· {remark}", markup=False, soft_wrap=False)
     else:
         print((markdown if form == "markdown" else as_csv)(built, shown), end="")
+    if html is not None:
+        from featcache import atomic
+        from heads.page.page import build_page
+        from heads.page.rendering import render
+
+        page = build_page(built, dataset, shown, command=_command())
+        atomic.write_text(html, render(page))
+        note(f"wrote {html}")
     if figures is not None:
         from heads.reporting.plots import write_figures
 
@@ -77,3 +89,9 @@ def report(
             place = figures if len(built.selected) == 1 else figures / f"{rule}-{seed}"
             for path in write_figures(row, place, "svg" if figure_format == "svg" else "png", view_mean=view_mean):
                 note(f"wrote {path}")
+
+
+def _command() -> str:
+    """The command as it was typed, without the folders above what absolute paths name: a page is passed on."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["cxr", *words])
