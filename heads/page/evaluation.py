@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from heads.choosing.selection import select
 from heads.experiments.split_logits import Kind, SplitLogits
 from heads.reporting.report import Report, ReportRow
 from heads.statistics.calibration import reliability
@@ -56,7 +55,7 @@ class ChosenPoint:
 class Thresholds:
     """What each of T thresholds does on test; predictive values at a prevalence of one half (``ThresholdFigures``).
 
-    The ends of intervals are of 95 %, by patient.
+    The ends of intervals are of 95 %, by patient; those of accuracy are in percent.
     """
 
     value: tuple[float, ...]
@@ -135,23 +134,22 @@ class Evaluation:
 
 
 def evaluated_rows(report: Report, most: int = MOST_ROWS) -> tuple[int, ...]:
-    """Places of the rows that are evaluated, in the report's order; val and train alone choose them.
+    """Places of the rows that are evaluated, the foremost first; val and train alone rank them.
 
     The selected rows come first, then ensembles over backbones, then each backbone's best by the report's rule, then
     whatever that rule ranks next: single rows before means over their seeds, which look the same.
     """
-    rows, rule = report.rows, report.decision.rule
-    scores = [one.row.candidate.scores.get(rule) for one in rows]
-    order = [(one.row.ensemble is not None, np.mean(score or [np.inf])) for one, score in zip(rows, scores, strict=True)]
+    rows = report.rows
+    scores = [one.row.candidate.scores.get(report.decision.rule, (np.inf,)) for one in rows]
+    order = [(one.row.ensemble is not None, float(np.mean(score))) for one, score in zip(rows, scores, strict=True)]
     ranked = sorted(range(len(rows)), key=order.__getitem__)
-    by_backbone: dict[str, list[int]] = {}
-    for number, one in enumerate(rows):
-        if one.row.ensemble is None and scores[number]:
-            by_backbone.setdefault(one.row.records[0].backbone, []).append(number)
-    best = [of[select([rows[k].row.candidate for k in of], rule)] for of in by_backbone.values()]
+    best: dict[str, int] = {}
+    for number in ranked:
+        if (of := rows[number].row).ensemble is None:
+            best.setdefault(of.records[0].backbone, number)
     ensembles = [k for k, one in enumerate(rows) if one.row.ensemble and one.row.ensemble.kind == "backbones"]
     selected = [number for number, one in enumerate(rows) if one.selected]
-    return tuple(sorted(list(dict.fromkeys((*selected, *ensembles, *sorted(best), *ranked)))[:most]))
+    return tuple(dict.fromkeys((*selected, *ensembles, *best.values(), *ranked)))[:most]
 
 
 def evaluate_rows(report: Report, kind: Kind, places: Iterable[int]) -> tuple[Evaluation, ...]:
@@ -206,7 +204,7 @@ def _binary(one: ReportRow, kind: Kind, truth: NDArray[np.bool_], resamples: Res
             value=tuple(cuts.tolist()),
             tp=tuple(at.tp.tolist()),
             fp=tuple(at.fp.tolist()),
-            accuracy=_interval_ends([found.accuracy for found in at.intervals]),
+            accuracy=_interval_ends([found.accuracy for found in at.intervals], percent=True),
             sensitivity=_interval_ends([found.sensitivity for found in at.intervals]),
             specificity=_interval_ends([found.specificity for found in at.intervals]),
             ppv_even=_even_ends(at.ppv_even),
@@ -259,9 +257,11 @@ def _rounded(values: NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(np.round(values, DIGITS).tolist())
 
 
-def _interval_ends(intervals: Sequence[Interval | None]) -> Ends:
-    low = tuple(round(one.low, DIGITS) if one else None for one in intervals)
-    return low, tuple(round(one.high, DIGITS) if one else None for one in intervals)
+def _interval_ends(intervals: Sequence[Interval | None], *, percent: bool = False) -> Ends:
+    """Rounded as they are told, and not again: three digits, in percent one."""
+    scale, digits = (100, 1) if percent else (1, 3)
+    low = tuple(round(one.low * scale, digits) if one else None for one in intervals)
+    return low, tuple(round(one.high * scale, digits) if one else None for one in intervals)
 
 
 def _even_ends(ends: NDArray[np.float64]) -> Ends:

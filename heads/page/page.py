@@ -59,16 +59,13 @@ class Page:
     @property
     def lowest(self) -> int:
         """Where the scale of val and test accuracy begins, in percent."""
-        drops = [row.drop for row in (*self.rows, *self.study) if row.drop is not None]
-        ends = [end for one in drops for end in (one.val, one.test, one.low) if end is not None]
+        drops = [*(row.drop for row in self.rows), *(row.drop for row in self.study)]
+        ends = [end for one in drops if one for end in (one.val, one.test, one.low) if end is not None]
         return min(int(min(ends, default=0) // 5) * 5, 95)
 
     def script_data(self) -> dict[str, Any]:
         """What the script draws, JSON-ready: no text that the template has shown already."""
-        rows = [
-            {**dataclasses.asdict(row), "cells": [cell.value for cell in row.cells]}
-            for row in self.rows
-        ]
+        rows = [{**dataclasses.asdict(row), "cells": [cell.value for cell in row.cells]} for row in self.rows]
         return {
             "classes": self.classes,
             "positive": self.positive,
@@ -102,9 +99,7 @@ def build_page(
         decided_at=shown.rule or "0.5",
         rows=page_rows(report, shown),
         study=study_rows() if paper else (),
-        evaluations=evaluate_rows(
-            report, "view_mean" if shown.view_mean else "clean", evaluated_rows(report, most)
-        ),
+        evaluations=evaluate_rows(report, "view_mean" if shown.view_mean else "clean", evaluated_rows(report, most)),
         notes=tuple(notes(report, paper=paper, view_mean=shown.view_mean, rule=shown.rule)),
         provenance=provenance_of(report, dataset, command),
     )

@@ -67,7 +67,8 @@ def script_json(value: Any) -> str:  # noqa: ANN401 - whatever JSON holds
 def _joined(suffix: str) -> str:
     """All our files of a kind, by name."""
     found = sorted(
-        (path for path in ASSETS.iterdir() if path.name.endswith(suffix)), key=lambda path: (path.name == LAST, path.name)
+        (path for path in ASSETS.iterdir() if path.name.endswith(suffix)),
+        key=lambda path: (path.name == LAST, path.name),
     )
     return "\n" + "\n".join(path.read_text(encoding="utf-8") for path in found)
 

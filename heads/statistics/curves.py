@@ -7,6 +7,7 @@ their heights. It holds at each place by itself, not for the whole curve at once
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,34 +137,41 @@ def threshold_figures(
     with np.errstate(invalid="ignore"):
         ppv = sensitivity / (sensitivity + 1 - specificity)
         npv = specificity / (specificity + 1 - sensitivity)
-    ends = []
-    for of, decided, positive in ((ppv, decisions, True), (npv, ~decisions, False)):
-        rows = [
-            _even_interval(values, found, positive=positive) if some else (np.nan, np.nan)
-            for values, found, some in zip(of, intervals, decided.any(axis=1).tolist(), strict=True)
-        ]
-        ends.append(np.array(rows).reshape(-1, 2))
+    called = decisions.sum(axis=1)
     return ThresholdFigures(
         threshold=cuts,
         tp=(decisions & truth).sum(axis=1),
         fp=(decisions & ~truth).sum(axis=1),
         intervals=tuple(intervals),
-        ppv_even=ends[0],
-        npv_even=ends[1],
+        ppv_even=_even_intervals(ppv, called > 0, intervals, positive=True),
+        npv_even=_even_intervals(npv, called < len(truth), intervals, positive=False),
     )
 
 
-def _even_interval(values: NDArray[np.float64], found: FigureIntervals, *, positive: bool) -> tuple[float, float]:
-    """Percentiles over the resamples; where all are equal, from the ends of sensitivity and specificity."""
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    if low < high:
-        return float(low), float(high)
-    assert found.sensitivity is not None
-    assert found.specificity is not None
-    ends = [(found.sensitivity.low, found.specificity.low), (found.sensitivity.high, found.specificity.high)]
-    pairs = ends if positive else [pair[::-1] for pair in ends]
-    least, most = (one / (one + 1 - other) if one + 1 - other else 1.0 for one, other in pairs)
-    return least, most
+def _even_intervals(
+    values: NDArray[np.float64], called: NDArray[np.bool_], found: Sequence[FigureIntervals], *, positive: bool
+) -> NDArray[np.float64]:
+    """Percentiles over the resamples, [T, R] → [T, 2]; NaN where no image is called so.
+
+    Where all resamples are equal, as where no decision is wrong, from the ends of sensitivity and specificity.
+    """
+    ends = np.full((len(values), 2), np.nan)
+    for place in np.flatnonzero(called).tolist():
+        # A resample may call none so.
+        low, high = np.nanpercentile(values[place], [2.5, 97.5])
+        if not low < high:
+            sensitivity, specificity = found[place].sensitivity, found[place].specificity
+            assert sensitivity is not None
+            assert specificity is not None
+            one, other = (sensitivity, specificity) if positive else (specificity, sensitivity)
+            low, high = (_predictive(one.low, other.low), _predictive(one.high, other.high))
+        ends[place] = low, high
+    return ends
+
+
+def _predictive(one: float, other: float) -> float:
+    """The predictive value at a prevalence of one half, of the share found of its own class and of the other."""
+    return one / (one + 1 - other)
 
 
 def _resampled(

@@ -37,7 +37,7 @@ function digitsOf(ticks) {
 }
 
 // A frame with axes: `x` and `y` have a domain, a label, and may have ticks ([place, text]) of their own.
-function frame({ width, height, x, y, title = "", label }) {
+function frame({ width, height, x, y, title = "", headroom = 0, label }) {
   const ticksOn = (axis, count) => {
     if (axis.ticks) return axis.ticks;
     const ticks = ticksOf(axis.domain, count);
@@ -47,14 +47,14 @@ function frame({ width, height, x, y, title = "", label }) {
   const ys = ticksOn(y, Math.max(2, Math.floor(height / 50)));
   const widest = Math.max(0, ...ys.map(([, text]) => text.length));
   const left = 14 + widest * 7 + (y.label ? 14 : 0);
-  const top = title ? 26 : 10;
+  const top = (title ? 26 : 10) + headroom;
   const right = width - (x.room || 10);
   const bottom = height - (x.label ? 40 : 24);
   const [x0, x1] = x.domain;
   const [y0, y1] = y.domain;
   const sx = (value) => left + ((value - x0) / (x1 - x0)) * (right - left);
   const sy = (value) => bottom - ((value - y0) / (y1 - y0)) * (bottom - top);
-  const svg = mark("svg", { class: "plot", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+  const svg = mark("svg", { class: "plot", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label });
   for (const [tick, text] of ys) {
     svg.append(
       mark("path", { class: "gridline", d: `M${left} ${sy(tick).toFixed(1)}H${right}` }),
@@ -147,5 +147,5 @@ function tick(words, checked, onChange) {
 }
 
 function figure(svg, caption) {
-  return element("figure", {}, svg, element("figcaption", {}, caption));
+  return element("figure", {}, svg, ...(caption ? [element("figcaption", {}, caption)] : []));
 }

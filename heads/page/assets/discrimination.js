@@ -4,9 +4,9 @@ function startDiscrimination(data) {
   const place = document.getElementById("discrimination-plots");
   const every = data.evaluations.filter((one) => one.binary);
   if (!place || !every.length) return;
-  const selected = every.filter((one) => data.rows[one.row].selected);
-  const others = every.filter((one) => !data.rows[one.row].selected && !data.rows[one.row].ensemble);
-  const ticked = new Set([...(selected.length ? selected : every.slice(0, 1)), ...others.slice(0, 1)]);
+  // The selected row, and the best single one by val: the first that is no ensemble.
+  const single = every.find((one) => !data.rows[one.row].selected && !data.rows[one.row].ensemble);
+  const ticked = new Set([every[0], ...(single ? [single] : [])]);
   let [bands, val] = [true, false];
 
   const again = drawn(place, (width) => {
@@ -50,7 +50,7 @@ function ranged([value, low, high], digits, scale = 1) {
 const UNIT = [0, 0.2, 0.4, 0.6, 0.8, 1].map((tick) => [tick, fixed(tick, 1)]);
 
 function rocPlot(data, every, shown, width, bands, val) {
-  const size = Math.min(width, 460);
+  const size = Math.min(width, 520);
   const told = shown.map((one) => `${data.rows[one.row].name}, AUC ${one.binary.auc ? ranged(one.binary.auc, 3) : "undefined"}`);
   const { svg, inside, sx, sy } = frame({
     width: size,
@@ -76,17 +76,17 @@ function rocPlot(data, every, shown, width, bands, val) {
 }
 
 function precisionPlot(data, every, shown, width, bands) {
-  const size = Math.min(width, 460);
+  const size = Math.min(width, 520);
   const n = (shown[0] || every[0]).binary;
   const share = n.positives / (n.positives + n.negatives);
   const lows = shown.flatMap((one) => one.binary.precision_recall[1]);
   const least = Math.min(share, ...lows);
-  const floor = Math.max(0, Math.floor(least * 5 - 1e-9) / 5);
+  const floor = Math.max(0, Math.floor(least * 10 - 1e-9) / 10);
   const { svg, inside, sx, sy } = frame({
     width: size,
     height: size,
     x: { domain: [0, 1], label: "recall (sensitivity)", ticks: UNIT },
-    y: { domain: [floor, 1], label: "precision (PPV)", ticks: UNIT.filter(([tick]) => tick >= floor) },
+    y: { domain: [floor, 1], label: "precision (PPV)", },
     label: `Precision-recall curves on test of ${shown.map((one) => data.rows[one.row].name).join("; ") || "no row"}`,
   });
   inside.append(mark("path", { class: "guide", d: line([[0, share], [1, share]], sx, sy) }));

@@ -24,7 +24,7 @@ function startGrid(data) {
   tools.append(label);
   tools.hidden = false;
   for (const name of names) {
-    const place = element("div", { class: name === "backbone" ? "plots two" : "multiples" });
+    const place = element("div", { class: name === "backbone" ? "plots two" : null });
     body.append(element("h3", { class: "axis-title" }, AXIS_NAMES[name]), place);
     const draw = name === "backbone"
       ? (width) => ["val", "test"].map((split) => backbonePlot(rows, split, FIGURES[shown], columnWidth(width)))
@@ -44,36 +44,52 @@ function domainOf(rows, figureName, splits) {
   return [low - margin, high + margin];
 }
 
-// One panel a backbone and split; a line joins rows that are alike in all but this axis.
+// A panel a backbone, of val and apart of test; a line joins rows that are alike in all but this axis.
 function axisPanels(rows, name, [figureName, words]) {
   const levels = [...new Set(rows.map((row) => row.axes[name]))].sort((a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b));
   const backbones = [...new Set(rows.map((row) => row.axes.backbone))];
-  const domain = domainOf(rows, figureName, ["val", "test"]);
-  return backbones.flatMap((backbone) => {
-    const mine = rows.filter((row) => row.axes.backbone === backbone);
-    const others = (row) => JSON.stringify({ ...row.axes, [name]: null });
-    const groups = [...Map.groupBy ? Map.groupBy(mine, others).values() : grouped(mine, others)].filter((group) => group.length > 1);
-    if (!groups.length) return [];
-    const { svg, inside, sx, sy } = frame({
-      width: 260,
-      height: 190,
-      x: { domain: [-0.4, levels.length - 0.6], label: AXIS_NAMES[name], ticks: levels.map((level, k) => [k, levelName(level)]) },
-      y: { domain, label: words },
-      title: clipped(shortName(backbone), 30),
-      label: `${words} by ${AXIS_NAMES[name]} on ${backbone}: ${groups.map((group) => group.map((row) => `${row.name}: val ${value(row.val[figureName])}, test ${value(row.test[figureName])}`).join("; ")).join("; ")}`,
-    });
-    for (const split of ["test", "val"]) {
-      groups.forEach((group) => {
+  const others = Object.keys(AXIS_NAMES).filter((axis) => axis !== name && axis !== "backbone" && new Set(rows.map((row) => row.axes[axis])).size > 1);
+  const settingOf = (row) => others.map((axis) => `${AXIS_NAMES[axis]} ${levelName(row.axes[axis])}`).join(", ");
+  const groups = [...grouped(rows, (row) => JSON.stringify({ ...row.axes, [name]: null })).values()];
+  const joined = groups.filter((group) => group.length > 1);
+  // Where the axis was only varied together with others there is nothing to join, and all rows are points.
+  const drawnGroups = joined.length ? joined : groups;
+  const settings = joined.length ? [...new Set(joined.map(([row]) => settingOf(row)))] : [""];
+  const caption = joined.length
+    ? element("div", { class: "keys" }, ...(others.length ? settings.map((setting, k) => element("span", {}, swatch(k), setting)) : []))
+    : element("p", { class: "reading" }, `No two rows differ in this alone: it was varied together with ${others.map((axis) => AXIS_NAMES[axis]).join(", ")}. Each point is a row.`);
+  const panels = (split) => {
+    const domain = domainOf(drawnGroups.flat(), figureName, [split]);
+    return backbones.flatMap((backbone) => {
+      const mine = drawnGroups.filter(([row]) => row.axes.backbone === backbone);
+      if (!mine.length) return [];
+      const told = mine.map((group) => group.map((row) => `${row.name}: ${value(row[split][figureName])}`).join("; ")).join("; ");
+      const { svg, inside, sx, sy } = frame({
+        width: 260,
+        height: 176,
+        x: { domain: [-0.4, levels.length - 0.6], ticks: levels.map((level, k) => [k, levelName(level)]) },
+        y: { domain, label: `${words}, ${split}` },
+        title: clipped(shortName(backbone), 28),
+        label: `${words} on ${split} by ${AXIS_NAMES[name]} on ${backbone}. ${told}`,
+      });
+      mine.forEach((group, k) => {
+        const style = joined.length ? Math.max(settings.indexOf(settingOf(group[0])), 0) : 0;
+        // A little apart, so that deviations do not cover each other.
+        const shift = mine.length > 1 ? (k / (mine.length - 1) - 0.5) * (joined.length ? 0.12 : 0.4) : 0;
         const points = group
           .filter((row) => row[split][figureName])
-          .map((row) => [levels.indexOf(row.axes[name]) + (split === "val" ? -0.05 : 0.05), row[split][figureName]])
+          .map((row) => [levels.indexOf(row.axes[name]) + shift, row[split][figureName]])
           .sort(([a], [b]) => a - b);
-        drawPoints(inside, points, split, sx, sy);
+        drawPoints(inside, points, split, style, sx, sy);
       });
-    }
-    const seeds = new Set(mine.map((row) => row.seeds));
-    return [figure(svg, `Val solid, test pale and dashed; ${groups.length} setting${groups.length > 1 ? "s" : ""}, ${[...seeds].join(" or ")} seed${Math.max(...seeds) > 1 ? "s" : ""} each.`)];
-  });
+      return [figure(svg, "")];
+    });
+  };
+  return [
+    caption,
+    element("div", { class: "multiples" }, ...panels("val")),
+    element("div", { class: "multiples of-test" }, ...panels("test")),
+  ];
 }
 
 function value(figureOf) {
@@ -83,23 +99,16 @@ function value(figureOf) {
 function grouped(rows, key) {
   const groups = new Map();
   for (const row of rows) groups.set(key(row), [...(groups.get(key(row)) || []), row]);
-  return groups.values();
+  return groups;
 }
 
-function drawPoints(inside, points, split, sx, sy) {
-  const layer = mark("g", { class: split === "test" ? "pale" : null });
-  layer.append(
-    mark("path", { class: `curve s-${split}`, d: line(points.map(([x, { mean }]) => [x, mean]), sx, sy), "stroke-dasharray": split === "test" ? "4 3" : null }),
-  );
+function drawPoints(inside, points, split, style, sx, sy) {
+  const { colour, dash } = look(style);
+  inside.append(mark("path", { class: `curve s${colour}`, d: line(points.map(([x, { mean }]) => [x, mean]), sx, sy), "stroke-dasharray": dash }));
   for (const [x, { mean, sd }] of points) {
-    if (sd) layer.append(mark("path", { class: `whisker s-${split}`, d: `M${sx(x).toFixed(1)} ${sy(mean - sd).toFixed(1)}V${sy(mean + sd).toFixed(1)}` }));
-    layer.append(
-      split === "val"
-        ? mark("circle", { class: "f-val", cx: sx(x), cy: sy(mean), r: 3 })
-        : mark("circle", { class: "f-paper s-test", "stroke-width": 1.4, cx: sx(x), cy: sy(mean), r: 2.8 }),
-    );
+    if (sd) inside.append(mark("path", { class: `whisker s${colour}`, d: `M${sx(x).toFixed(1)} ${sy(mean - sd).toFixed(1)}V${sy(mean + sd).toFixed(1)}` }));
+    inside.append(mark("circle", { class: split === "val" ? `f${colour}` : `f-paper s${colour}`, "stroke-width": split === "val" ? null : 1.4, cx: sx(x), cy: sy(mean), r: 3 }));
   }
-  inside.append(layer);
 }
 
 // Every configuration a dot beside its backbone.

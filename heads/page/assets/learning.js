@@ -8,8 +8,10 @@ function startLearning(data) {
     words.textContent = "There are only ensembles here, which are not trained themselves.";
     return;
   }
-  const evaluated = new Set(data.evaluations.map((one) => one.row));
-  let row = rows.find((one) => one.selected) || rows.find((one) => evaluated.has(one.number)) || rows[0];
+  // Evaluations begin with the selected row and go on with what val ranks first.
+  const evaluated = new Map(data.evaluations.map((one, k) => [one.row, k]));
+  const rank = (one) => evaluated.get(one.number) ?? Infinity;
+  let row = rows.reduce((best, one) => (rank(one) < rank(best) ? one : best));
   let seeds = true;
 
   const draw = (width) => {
@@ -29,7 +31,7 @@ function startLearning(data) {
   tools.hidden = false;
 
   const overview = document.getElementById("learning-overview");
-  const few = rows.length <= 24 ? rows : rows.filter((one) => evaluated.has(one.number));
+  const few = rows.length <= 60 ? rows : rows.filter((one) => evaluated.has(one.number));
   const buttons = few.map((one) => {
     const button = element("button", { type: "button" }, miniPlot(one), one.name);
     button.addEventListener("click", () => pick(one.number));

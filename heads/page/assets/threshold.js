@@ -4,7 +4,7 @@ function startThreshold(data) {
   const body = document.getElementById("threshold-body");
   const every = data.evaluations.filter((one) => one.binary);
   if (!body || !every.length) return;
-  let one = every.find((other) => data.rows[other.row].selected) || every[0];
+  let one = every[0];
   let at = one.binary.chosen[0].at;
   const shareOf = (binary) => binary.positives / (binary.positives + binary.negatives);
   let prevalence = shareOf(one.binary);
@@ -52,9 +52,8 @@ function startThreshold(data) {
     element("label", { for: "threshold-slider" }, "Threshold of the probability of ", data.positive, ": ", value),
     slider,
     chosen,
-    table,
+    element("div", { class: "beside" }, table, matrix),
     status,
-    matrix,
     plots,
   );
 
@@ -97,7 +96,7 @@ const nearest = (values, wanted) => values.reduce((best, value, k) => (Math.abs(
 function pointName(one, point) {
   const value = fixed(one.binary.thresholds.value[point.at], 3);
   const rules = point.rules.filter((rule) => rule !== "0.5");
-  return rules.length ? `${rules.join(", ")} on val: ${value}` : `0.5, chosen by nobody`;
+  return rules.length ? `${rules.join(", ")} on val: ${value}` : "0.5";
 }
 
 // Figures of a threshold, each as [value, low, high]; null where it is undefined.
@@ -115,7 +114,7 @@ function figuresAt(binary, at, prevalence) {
     fp,
     fn: positives - tp,
     tn: negatives - fp,
-    accuracy: interval((tp + negatives - fp) / (positives + negatives), thresholds.accuracy),
+    accuracy: interval((100 * (tp + negatives - fp)) / (positives + negatives), thresholds.accuracy),
     sensitivity: interval(sensitivity, thresholds.sensitivity),
     specificity: interval(specificity, thresholds.specificity),
     ppv: predictive(sensitivity / (sensitivity + 1 - specificity), thresholds.ppv_even, odds),
@@ -127,10 +126,10 @@ function figuresTable(one, at, prevalence) {
   const head = ["", "Threshold", "Sensitivity", "Specificity", "PPV", "NPV", "Accuracy, %"];
   const row = (name, place, live) => {
     const found = figuresAt(one.binary, place, prevalence);
-    const cell = (of, scale = 1, digits = 3) => element(
+    const cell = (of, digits = 3) => element(
       "td",
       { class: "figure" },
-      ...(of === null ? ["–"] : [fixed(of[0] * scale, digits), " ", element("span", { class: "interval" }, `(${fixed(of[1] * scale, digits)}–${fixed(of[2] * scale, digits)})`)]),
+      ...(of === null ? ["–"] : [fixed(of[0], digits), " ", element("span", { class: "interval" }, `(${fixed(of[1], digits)}–${fixed(of[2], digits)})`)]),
     );
     return element(
       "tr",
@@ -141,7 +140,7 @@ function figuresTable(one, at, prevalence) {
       cell(found.specificity),
       cell(found.ppv),
       cell(found.npv),
-      cell(found.accuracy, 100, 1),
+      cell(found.accuracy, 1),
     );
   };
   const points = one.binary.chosen.map((point) => {
@@ -246,8 +245,8 @@ function histogramPlot(data, one, threshold, width) {
     mark("path", { class: "here", d: `M${sx(threshold).toFixed(1)} ${up}V${bottom}` }),
   );
   svg.append(
-    mark("text", { x: sx(0.5), y: up + 12, "text-anchor": "middle" }, `truth: ${data.positive}`),
-    mark("text", { x: sx(0.5), y: bottom - 8, "text-anchor": "middle" }, `truth: ${other}`),
+    mark("text", { x: left + 8, y: up + 12 }, `truth: ${data.positive}`),
+    mark("text", { x: left + 8, y: bottom - 8 }, `truth: ${other}`),
   );
   return figure(svg, `Probabilities on test by truth, ${one.binary.positives} above and ${one.binary.negatives} below; right of the line is called ${data.positive}.`);
 }
