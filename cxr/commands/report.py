@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +38,7 @@ def report(
         bool, typer.Option("--curves", help="Draw loss by epoch of the selected row, or of --row, in the terminal.")
     ] = False,
     row: Annotated[str | None, typer.Option("--row", metavar="NAME", help="Whose curves, as the table says.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the page there.")] = None,
     figures: Annotated[Path | None, typer.Option("--figures", metavar="DIR", help="Write pictures there.")] = None,
     figure_format: Annotated[str, typer.Option("--figure-format", help="png or svg.")] = "png",
     data: Data = None,
@@ -63,8 +66,9 @@ def report(
         rules = [operating_point] if operating_point and parse_rule(operating_point) else []
     except ValueError as error:
         raise UsageError(f"--operating-point: {error}") from error
+    dataset = dataset_folder(settings)
     built = build_report(
-        dataset_folder(settings),
+        dataset,
         run or (),
         rule=settings.select,
         ensembles=settings.ensembles,
@@ -82,6 +86,14 @@ def report(
         _draw(drawn)
     else:
         print((markdown if form == "markdown" else as_csv)(built, shown), end="")
+    if html is not None:
+        from featcache import atomic
+        from heads.page.page import build_page
+        from heads.page.rendering import render
+
+        page = build_page(built, dataset, shown, command=_command())
+        atomic.write_text(html, render(page))
+        note(f"wrote {html}")
     if figures is not None:
         from heads.reporting.plots import write_figures
 
@@ -116,3 +128,9 @@ def _curves_json(rows: Sequence[ReportRow]) -> dict[str, object]:
     from heads.reporting.terminal_curves import curves_json
 
     return {"curves": [curves_json(row) for row in rows]}
+
+
+def _command() -> str:
+    """The command as it was typed, without the folders above what absolute paths name: a page is passed on."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["cxr", *words])
