@@ -11,6 +11,7 @@ from heads.choosing.selection import SELECTION_RULES
 from heads.page.evaluation import BINS, MOST_ROWS, Evaluation, evaluate_rows, evaluated_rows
 from heads.page.provenance import Provenance, provenance_of
 from heads.page.rows import PageRow, StudyRow, page_rows, study_rows
+from heads.page.static_figures import StaticFigure, static_figures
 from heads.reporting.notes import notes
 from heads.reporting.report import Report
 from heads.reporting.tables import Shown
@@ -37,6 +38,7 @@ class Page:
         evaluations: of some rows.
         notes: as the terminal's report prints them.
         provenance: where it all comes from.
+        static: figures for where the script does not run.
     """
 
     dataset: str
@@ -50,6 +52,7 @@ class Page:
     evaluations: tuple[Evaluation, ...]
     notes: tuple[str, ...]
     provenance: Provenance
+    static: tuple[StaticFigure, ...]
 
     @property
     def binary(self) -> bool:
@@ -90,6 +93,7 @@ def build_page(
     shown = shown or Shown()
     run = report.rows[0].row.run
     paper = shown.paper or (run.classes == STUDY_CLASSES and run.n["test"] == STUDY_TEST)
+    evaluated = evaluated_rows(report, most)
     return Page(
         dataset=report.dataset,
         classes=run.classes,
@@ -99,7 +103,8 @@ def build_page(
         decided_at=shown.rule or "0.5",
         rows=page_rows(report, shown),
         study=study_rows() if paper else (),
-        evaluations=evaluate_rows(report, "view_mean" if shown.view_mean else "clean", evaluated_rows(report, most)),
+        evaluations=evaluate_rows(report, "view_mean" if shown.view_mean else "clean", evaluated),
         notes=tuple(notes(report, paper=paper, view_mean=shown.view_mean, rule=shown.rule)),
         provenance=provenance_of(report, dataset, command),
+        static=static_figures(report, evaluated, view_mean=shown.view_mean),
     )

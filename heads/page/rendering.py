@@ -31,7 +31,6 @@ def render(page: Page, pictures: object | None = None) -> str:
         page: what it shows.
         pictures: ``heads.page.pictures.Pictures``, shown by its own part of the template; None leaves them out.
     """
-    # One module: it runs once the document is there, and has a scope of its own.
     style, script = _joined(".css"), _joined(".js")
     policy = (
         f"default-src 'none'; script-src '{_source_hash(script)}'; style-src '{_source_hash(style)}'; img-src data:; "
@@ -53,8 +52,6 @@ def render(page: Page, pictures: object | None = None) -> str:
         style=Markup(style),  # noqa: S704
         script=Markup(script),  # noqa: S704
         data=Markup(script_json(page.script_data())),  # noqa: S704
-        static=(),
-        static_of_other=False,
     )
 
 

@@ -110,9 +110,10 @@ def bands(
     sensitivity, precision = np.empty((tp.shape[1], places)), np.empty((tp.shape[1], places - 1))
     for number, (of_positives, of_negatives) in enumerate(zip(tp.T, fp.T, strict=True)):
         positives, negatives = of_positives[-1], of_negatives[-1]
-        sensitivity[number] = np.interp(x * negatives, of_negatives, of_positives) / positives
+        # Counts are whole: a place that should meet one must not miss it by a rounding.
+        sensitivity[number] = np.interp(np.round(x * negatives, 9), of_negatives, of_positives) / positives
         # Of thresholds of equal recall the fewest false alarms: interp takes the last of equals, so from the other end.
-        found = x[1:] * positives
+        found = np.round(x[1:] * positives, 9)
         alarms = np.interp(-found, -of_positives[::-1], of_negatives[::-1])
         precision[number] = found / (found + alarms)
     return _band(x, sensitivity), _band(x[1:], precision)

@@ -50,5 +50,5 @@ function reliabilityPlot(data, one, bins, how, width) {
   const n = bins.reduce((sum, bin) => sum + bin.n, 0);
   const counts = [...new Set(bins.map((bin) => bin.n))].sort((a, b) => a - b);
   const each = counts.length > 1 ? `${counts[0]} to ${counts.at(-1)}` : counts[0];
-  return figure(svg, `${bins.length} bins of ${each} images each, ${n} in all; the diagonal is perfect calibration. Above stand the images of a bin, where there is room.`);
+  return figure(svg, `${data.rows[one.row].name}: ${bins.length} bins of ${each} images each, ${n} in all; the diagonal is perfect calibration. Above stand the images of a bin, where there is room.`);
 }

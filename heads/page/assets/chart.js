@@ -119,7 +119,10 @@ function drawn(place, draw) {
     place.replaceChildren(...draw(width || 600));
   };
   new ResizeObserver(() => {
-    if (Math.abs(place.clientWidth - width) > 8) again();
+    // In the next frame: what is drawn within the observer's own call would be told of again in vain.
+    requestAnimationFrame(() => {
+      if (Math.abs(place.clientWidth - width) > 8) again();
+    });
   }).observe(place);
   again();
   return again;

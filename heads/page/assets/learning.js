@@ -88,13 +88,14 @@ function learningPlot(row, figureName, label, width, seeds) {
     ? [0, Math.max(quantile(every, 0.985), 1e-3) * 1.05]
     : [Math.floor(quantile(every, 0.015) / 5) * 5, 100];
   const best = kept.best + 1;
+  const epochs = ticksOf([1, longest], Math.max(3, Math.floor(width / 85))).filter(Number.isInteger);
   const told = learningWords(row);
   const { svg, inside, sx, sy, top, bottom, right } = frame({
     width,
     height: Math.round(Math.min(320, Math.max(230, width * 0.62))),
-    x: { domain: [1, longest], label: "epoch", room: 44 },
+    x: { domain: [1, longest], label: "epoch", room: 44, ticks: epochs.map((epoch) => [epoch, String(epoch)]) },
     y: { domain, label },
-    label: `${row.name}: ${label} of train and val by epoch. ${told}`,
+    label: `${label} of train and val by epoch. ${told}`,
   });
   const [train, val] = [of(kept, "train"), of(kept, "val")];
   inside.append(
@@ -134,5 +135,6 @@ function learningWords(row) {
   const after = last === best
     ? "The last epoch was the best: it might have learned on."
     : `By the last epoch val loss stood ${fixed(rise, 3)} above its lowest, ${fixed(val[best], 3)}, while train loss went from ${fixed(train[best], 3)} to ${fixed(train[last], 3)}.`;
-  return `Seed ${seed}: ${val.length} epochs, until ${why}; epoch ${best + 1} was kept. ${after} There val loss less train loss was ${gap >= 0 ? "+" : "−"}${fixed(Math.abs(gap), 3)}.`;
+  const apart = `${fixed(Math.abs(gap), 3)} ${gap >= 0 ? "above" : "below"}`;
+  return `${row.name}, seed ${seed}: ${val.length} epochs, until ${why}; epoch ${best + 1} was kept, where val loss stood ${apart} train loss. ${after}`;
 }

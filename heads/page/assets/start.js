@@ -6,6 +6,9 @@ startThreshold(data);
 startCalibration(data);
 startGrid(data);
 
+// On paper nothing can be opened.
+window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
+
 // The section being read is marked in the navigation.
 const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.getAttribute("href").slice(1), link]));
 const watched = new IntersectionObserver(

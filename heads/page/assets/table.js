@@ -44,7 +44,8 @@ function startTable(data) {
     const button = element("button", { type: "button" });
     const ends = th.querySelector(".ends");
     button.append(...[...th.childNodes].filter((node) => node !== ends));
-    th.prepend(button);
+    // A browser repeats no button at the head of a page of paper.
+    th.prepend(button, element("span", { class: "on-paper", "aria-hidden": "true" }, button.textContent));
     button.addEventListener("click", () => sort(column));
   });
 

@@ -83,7 +83,7 @@ function startThreshold(data) {
     table.replaceChildren(figuresTable(one, at, prevalence));
     matrix.replaceChildren(confusionTable(data, one, at));
     const found = figuresAt(one.binary, at, prevalence);
-    status.textContent = `Predictive values are for a prevalence of ${percent(prevalence)}; test's own is ${percent(shareOf(one.binary))}. `
+    status.textContent = `${data.rows[one.row].name}. Predictive values are for a prevalence of ${percent(prevalence)}; test's own is ${percent(shareOf(one.binary))}. `
       + `At ${fixed(threshold, 4)}: ${found.tp + found.fp} of ${one.binary.positives + one.binary.negatives} films are called ${data.positive}.`;
     draw();
   }
