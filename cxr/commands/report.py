@@ -62,6 +62,8 @@ def report(
         raise UsageError("--row says whose curves are drawn: say --curves too")
     if html is None and (pictures or weights):
         raise UsageError("--pictures and --weights are of the page: say --html FILE too")
+    if weights is not None and not pictures:
+        raise UsageError("--weights are those of --pictures: say it too")
     flags = {"data": data, "table": table, "cache": cache, "select": select, "ensembles": ensembles}
     settings = load_settings(flags, config)
     from featcache.workspace import dataset_folder
