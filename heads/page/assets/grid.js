@@ -4,7 +4,7 @@ const AXIS_NAMES = {
   backbone: "Backbone", views: "Views an image", hidden: "Hidden units", l2: "L2 penalty λ", lr: "Learning rate",
   standardise: "Standardised features", view_policy: "Views drawn", class_weights: "Class weights", batch_size: "Batch size",
 };
-const FIGURES = [["loss", "Loss"], ["accuracy", "Accuracy, %"], ["auc", "AUC"]];
+const FIGURES = [["loss", "Loss", ""], ["accuracy", "Accuracy", ", %"], ["auc", "AUC", ""]];
 
 function startGrid(data) {
   const body = document.getElementById("grid-body");
@@ -45,7 +45,7 @@ function domainOf(rows, figureName, splits) {
 }
 
 // A panel a backbone, of val and apart of test; a line joins rows that are alike in all but this axis.
-function axisPanels(rows, name, [figureName, words]) {
+function axisPanels(rows, name, [figureName, words, unit]) {
   const levels = [...new Set(rows.map((row) => row.axes[name]))].sort((a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b));
   const backbones = [...new Set(rows.map((row) => row.axes.backbone))];
   const others = Object.keys(AXIS_NAMES).filter((axis) => axis !== name && axis !== "backbone" && new Set(rows.map((row) => row.axes[axis])).size > 1);
@@ -68,7 +68,7 @@ function axisPanels(rows, name, [figureName, words]) {
         width: 260,
         height: 176,
         x: { domain: [-0.4, levels.length - 0.6], ticks: levels.map((level, k) => [k, levelName(level)]) },
-        y: { domain, label: `${words}, ${split}` },
+        y: { domain, label: `${words} on ${split}${unit}` },
         title: clipped(shortName(backbone), 28),
         label: `${words} on ${split} by ${AXIS_NAMES[name]} on ${backbone}. ${told}`,
       });
@@ -112,14 +112,14 @@ function drawPoints(inside, points, split, style, sx, sy) {
 }
 
 // Every configuration a dot beside its backbone.
-function backbonePlot(rows, split, [figureName, words], width) {
+function backbonePlot(rows, split, [figureName, words, unit], width) {
   const backbones = [...new Set(rows.map((row) => row.axes.backbone))];
   const narrow = width < 420;
   const names = backbones.map((name) => clipped(shortName(name), narrow ? 17 : 24));
   const { svg, inside, sx, sy } = frame({
     width,
     height: 60 + backbones.length * 34,
-    x: { domain: domainOf(rows, figureName, [split]), label: words },
+    x: { domain: domainOf(rows, figureName, [split]), label: `${words} on ${split}${unit}` },
     y: { domain: [backbones.length - 0.5, -0.5], ticks: names.map((name, k) => [k, name]) },
     title: split,
     label: `${words} on ${split} by backbone: ${rows.map((row) => `${row.name}: ${value(row[split][figureName])}`).join("; ")}`,
