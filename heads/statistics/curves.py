@@ -20,7 +20,7 @@ from heads.statistics.operating_point import thresholds
 POINTS = 200
 """Points of a curve at most: more are not seen."""
 
-CUTS = 500
+CUTS = 250
 """Thresholds at most that the curve of a resample runs through."""
 
 PLACES = 101

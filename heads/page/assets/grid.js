@@ -35,7 +35,7 @@ function startGrid(data) {
 
 const shortName = (name) => name.replace(/^torchvision:/, "").replace(/@[^+]*/g, "");
 const clipped = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
-const levelName = (value) => (value === true ? "yes" : value === false ? "no" : typeof value === "number" && value !== 0 && Math.abs(value) < 0.001 ? value.toExponential().replace("e-", "e−") : String(value));
+const levelName = (value) => (value === true ? "yes" : value === false ? "no" : typeof value !== "number" ? String(value) : value !== 0 && Math.abs(value) < 0.001 ? Number(value.toPrecision(3)).toExponential().replace("e-", "e−") : String(Number(value.toPrecision(4))));
 
 function domainOf(rows, figureName, splits) {
   const ends = rows.flatMap((row) => splits.map((split) => row[split][figureName]).filter(Boolean).flatMap(({ mean, sd }) => [mean - (sd || 0), mean + (sd || 0)]));
@@ -58,6 +58,7 @@ function axisPanels(rows, name, [figureName, words, unit]) {
   const caption = joined.length
     ? element("div", { class: "keys" }, ...(others.length ? settings.map((setting, k) => element("span", {}, swatch(k), setting)) : []))
     : element("p", { class: "reading" }, `No two rows differ in this alone: it was varied together with ${others.map((axis) => AXIS_NAMES[axis]).join(", ")}. Each point is a row.`);
+  const every = Math.ceil(levels.length / 5);
   const panels = (split) => {
     const domain = domainOf(drawnGroups.flat(), figureName, [split]);
     return backbones.flatMap((backbone) => {
@@ -67,7 +68,7 @@ function axisPanels(rows, name, [figureName, words, unit]) {
       const { svg, inside, sx, sy } = frame({
         width: 260,
         height: 176,
-        x: { domain: [-0.4, levels.length - 0.6], ticks: levels.map((level, k) => [k, levelName(level)]) },
+        x: { domain: [-0.4, levels.length - 0.6], ticks: levels.map((level, k) => [k, levelName(level)]).filter(([k]) => k % every === 0) },
         y: { domain, label: `${words} on ${split}${unit}` },
         title: clipped(shortName(backbone), 28),
         label: `${words} on ${split} by ${AXIS_NAMES[name]} on ${backbone}. ${told}`,
@@ -130,7 +131,7 @@ function backbonePlot(rows, split, [figureName, words, unit], width) {
     mine.forEach((row, place) => {
       const { mean, sd } = row[split][figureName];
       const y = sy(k + (mine.length > 1 ? (place / (mine.length - 1) - 0.5) * 0.5 : 0));
-      if (sd) layer.append(mark("path", { class: `whisker s-${split}`, d: `M${sx(mean - sd).toFixed(1)} ${y.toFixed(1)}H${sx(mean + sd).toFixed(1)}` }));
+      if (sd && mine.length <= 10) layer.append(mark("path", { class: `whisker s-${split}`, d: `M${sx(mean - sd).toFixed(1)} ${y.toFixed(1)}H${sx(mean + sd).toFixed(1)}` }));
       layer.append(
         split === "val"
           ? mark("circle", { class: "f-val", cx: sx(mean), cy: y, r: 3 })
@@ -139,5 +140,5 @@ function backbonePlot(rows, split, [figureName, words, unit], width) {
     });
   });
   inside.append(layer);
-  return figure(svg, split === "val" ? "Val: every configuration, mean and standard deviation over seeds." : "Test, for reading only: the same configurations in the same order.");
+  return figure(svg, split === "val" ? "Val: every configuration, its mean over seeds, and their standard deviation where there are few." : "Test, for reading only: the same configurations in the same order.");
 }
