@@ -20,7 +20,7 @@ from heads.statistics.operating_point import thresholds
 POINTS = 200
 """Points of a curve at most: more are not seen."""
 
-CUTS = 500
+CUTS = 250
 """Thresholds at most that the curve of a resample runs through."""
 
 PLACES = 101
@@ -134,10 +134,12 @@ def threshold_figures(
     intervals, _ = resamples.figures(decisions, np.empty((0, len(truth))))
     tp, fp = _resampled(probability, truth, cuts, resamples)
     positives, negatives = resamples.sums(np.stack([truth, ~truth]))
-    sensitivity, specificity = tp / positives, 1 - fp / negatives
+    # Shares of counts, so that one of 0 is 0 and a predictive value of 1 is 1 in every resample.
+    found, missed = tp / positives, (positives - tp) / positives
+    spared, alarmed = (negatives - fp) / negatives, fp / negatives
     with np.errstate(invalid="ignore"):
-        ppv = sensitivity / (sensitivity + 1 - specificity)
-        npv = specificity / (specificity + 1 - sensitivity)
+        ppv = found / (found + alarmed)
+        npv = spared / (spared + missed)
     called = decisions.sum(axis=1)
     return ThresholdFigures(
         threshold=cuts,

@@ -7,12 +7,12 @@ function startDiscrimination(data) {
   // The selected row, and the best single one by val: the first that is no ensemble.
   const single = every.find((one) => !data.rows[one.row].selected && !data.rows[one.row].ensemble);
   const ticked = new Set([every[0], ...(single ? [single] : [])]);
-  let [bands, val] = [true, false];
+  let [bands, val, close] = [true, false, false];
 
   const again = drawn(place, (width) => {
     const each = columnWidth(width);
     const shown = every.filter((one) => ticked.has(one));
-    return [rocPlot(data, every, shown, each, bands, val), precisionPlot(data, every, shown, each, bands)];
+    return [rocPlot(data, every, shown, each, bands, val, close), precisionPlot(data, every, shown, each, bands)];
   });
   const rows = document.getElementById("discrimination-rows");
   every.forEach((one, k) => {
@@ -38,6 +38,7 @@ function startDiscrimination(data) {
   const tools = document.getElementById("discrimination-tools");
   tools.append(
     tick("bands", bands, (on) => { bands = on; again(); }),
+    tick("ROC closer: its upper left corner", close, (on) => { close = on; again(); }),
     tick("ROC of val too (dotted)", val, (on) => { val = on; again(); }),
   );
   tools.hidden = false;
@@ -49,14 +50,14 @@ function ranged([value, low, high], digits, scale = 1) {
 
 const UNIT = [0, 0.2, 0.4, 0.6, 0.8, 1].map((tick) => [tick, fixed(tick, 1)]);
 
-function rocPlot(data, every, shown, width, bands, val) {
+function rocPlot(data, every, shown, width, bands, val, close) {
   const size = Math.min(width, 520);
   const told = shown.map((one) => `${data.rows[one.row].name}, AUC ${one.binary.auc ? ranged(one.binary.auc, 3) : "undefined"}`);
   const { svg, inside, sx, sy } = frame({
     width: size,
     height: size,
-    x: { domain: [0, 1], label: "1 − specificity", ticks: UNIT },
-    y: { domain: [0, 1], label: "sensitivity", ticks: UNIT },
+    x: { domain: [0, close ? 0.4 : 1], label: "1 − specificity" },
+    y: { domain: [close ? 0.6 : 0, 1], label: "sensitivity" },
     label: `ROC curves on test: ${told.join("; ") || "no row ticked"}`,
   });
   inside.append(mark("path", { class: "guide", d: line([[0, 0], [1, 1]], sx, sy) }));

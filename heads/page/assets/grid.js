@@ -4,7 +4,7 @@ const AXIS_NAMES = {
   backbone: "Backbone", views: "Views an image", hidden: "Hidden units", l2: "L2 penalty λ", lr: "Learning rate",
   standardise: "Standardised features", view_policy: "Views drawn", class_weights: "Class weights", batch_size: "Batch size",
 };
-const FIGURES = [["loss", "Loss"], ["accuracy", "Accuracy, %"], ["auc", "AUC"]];
+const FIGURES = [["loss", "Loss", ""], ["accuracy", "Accuracy", ", %"], ["auc", "AUC", ""]];
 
 function startGrid(data) {
   const body = document.getElementById("grid-body");
@@ -35,7 +35,7 @@ function startGrid(data) {
 
 const shortName = (name) => name.replace(/^torchvision:/, "").replace(/@[^+]*/g, "");
 const clipped = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
-const levelName = (value) => (value === true ? "yes" : value === false ? "no" : typeof value === "number" && value !== 0 && Math.abs(value) < 0.001 ? value.toExponential().replace("e-", "e−") : String(value));
+const levelName = (value) => (value === true ? "yes" : value === false ? "no" : typeof value !== "number" ? String(value) : value !== 0 && Math.abs(value) < 0.001 ? Number(value.toPrecision(3)).toExponential().replace("e-", "e−") : String(Number(value.toPrecision(4))));
 
 function domainOf(rows, figureName, splits) {
   const ends = rows.flatMap((row) => splits.map((split) => row[split][figureName]).filter(Boolean).flatMap(({ mean, sd }) => [mean - (sd || 0), mean + (sd || 0)]));
@@ -45,7 +45,7 @@ function domainOf(rows, figureName, splits) {
 }
 
 // A panel a backbone, of val and apart of test; a line joins rows that are alike in all but this axis.
-function axisPanels(rows, name, [figureName, words]) {
+function axisPanels(rows, name, [figureName, words, unit]) {
   const levels = [...new Set(rows.map((row) => row.axes[name]))].sort((a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b));
   const backbones = [...new Set(rows.map((row) => row.axes.backbone))];
   const others = Object.keys(AXIS_NAMES).filter((axis) => axis !== name && axis !== "backbone" && new Set(rows.map((row) => row.axes[axis])).size > 1);
@@ -58,6 +58,7 @@ function axisPanels(rows, name, [figureName, words]) {
   const caption = joined.length
     ? element("div", { class: "keys" }, ...(others.length ? settings.map((setting, k) => element("span", {}, swatch(k), setting)) : []))
     : element("p", { class: "reading" }, `No two rows differ in this alone: it was varied together with ${others.map((axis) => AXIS_NAMES[axis]).join(", ")}. Each point is a row.`);
+  const every = Math.ceil(levels.length / 5);
   const panels = (split) => {
     const domain = domainOf(drawnGroups.flat(), figureName, [split]);
     return backbones.flatMap((backbone) => {
@@ -67,8 +68,8 @@ function axisPanels(rows, name, [figureName, words]) {
       const { svg, inside, sx, sy } = frame({
         width: 260,
         height: 176,
-        x: { domain: [-0.4, levels.length - 0.6], ticks: levels.map((level, k) => [k, levelName(level)]) },
-        y: { domain, label: `${words}, ${split}` },
+        x: { domain: [-0.4, levels.length - 0.6], ticks: levels.map((level, k) => [k, levelName(level)]).filter(([k]) => k % every === 0) },
+        y: { domain, label: `${words} on ${split}${unit}` },
         title: clipped(shortName(backbone), 28),
         label: `${words} on ${split} by ${AXIS_NAMES[name]} on ${backbone}. ${told}`,
       });
@@ -112,14 +113,14 @@ function drawPoints(inside, points, split, style, sx, sy) {
 }
 
 // Every configuration a dot beside its backbone.
-function backbonePlot(rows, split, [figureName, words], width) {
+function backbonePlot(rows, split, [figureName, words, unit], width) {
   const backbones = [...new Set(rows.map((row) => row.axes.backbone))];
   const narrow = width < 420;
   const names = backbones.map((name) => clipped(shortName(name), narrow ? 17 : 24));
   const { svg, inside, sx, sy } = frame({
     width,
     height: 60 + backbones.length * 34,
-    x: { domain: domainOf(rows, figureName, [split]), label: words },
+    x: { domain: domainOf(rows, figureName, [split]), label: `${words} on ${split}${unit}` },
     y: { domain: [backbones.length - 0.5, -0.5], ticks: names.map((name, k) => [k, name]) },
     title: split,
     label: `${words} on ${split} by backbone: ${rows.map((row) => `${row.name}: ${value(row[split][figureName])}`).join("; ")}`,
@@ -130,7 +131,7 @@ function backbonePlot(rows, split, [figureName, words], width) {
     mine.forEach((row, place) => {
       const { mean, sd } = row[split][figureName];
       const y = sy(k + (mine.length > 1 ? (place / (mine.length - 1) - 0.5) * 0.5 : 0));
-      if (sd) layer.append(mark("path", { class: `whisker s-${split}`, d: `M${sx(mean - sd).toFixed(1)} ${y.toFixed(1)}H${sx(mean + sd).toFixed(1)}` }));
+      if (sd && mine.length <= 10) layer.append(mark("path", { class: `whisker s-${split}`, d: `M${sx(mean - sd).toFixed(1)} ${y.toFixed(1)}H${sx(mean + sd).toFixed(1)}` }));
       layer.append(
         split === "val"
           ? mark("circle", { class: "f-val", cx: sx(mean), cy: y, r: 3 })
@@ -139,5 +140,5 @@ function backbonePlot(rows, split, [figureName, words], width) {
     });
   });
   inside.append(layer);
-  return figure(svg, split === "val" ? "Val: every configuration, mean and standard deviation over seeds." : "Test, for reading only: the same configurations in the same order.");
+  return figure(svg, split === "val" ? "Val: every configuration, its mean over seeds, and their standard deviation where there are few." : "Test, for reading only: the same configurations in the same order.");
 }

@@ -1,5 +1,7 @@
 // The comparison table: sorted by any column, in the report's order until a reader asks for another.
 
+const LONG_TABLE = 40;
+
 function startTable(data) {
   const table = document.getElementById("comparison");
   const body = table.tBodies[0];
@@ -52,18 +54,33 @@ function startTable(data) {
   const tools = document.getElementById("table-tools");
   const search = element("input", { type: "search", size: 22, autocomplete: "off" });
   const count = element("span", { role: "status" });
+  // A long table begins with the rows that are evaluated below, which val ranks first.
+  const foremost = new Set(data.evaluations.map((one) => one.row));
+  let brief = lines.length > LONG_TABLE;
   const show = () => {
     const wanted = search.value.trim().toLowerCase();
     let shown = 0;
     for (const tr of lines) {
-      const name = data.rows[Number(tr.dataset.row)].name.toLowerCase();
-      tr.hidden = !wanted.split(/\s+/).every((word) => name.includes(word));
-      shown += !tr.hidden;
+      const number = Number(tr.dataset.row);
+      const name = data.rows[number].name.toLowerCase();
+      const meant = wanted ? wanted.split(/\s+/).every((word) => name.includes(word)) : !brief || foremost.has(number);
+      tr.hidden = !meant;
+      shown += meant;
     }
-    count.textContent = wanted ? `${shown} of ${lines.length} rows` : "";
+    const which = brief && !wanted ? ": selected, ensembles over backbones, each backbone's best and the next, all by val" : "";
+    count.textContent = shown < lines.length ? `${shown} of ${lines.length} rows${which}` : "";
+    more.textContent = brief ? `Show all ${lines.length} rows` : `Show ${foremost.size} rows`;
   };
+  const more = element("button", { type: "button", id: "table-all" });
+  more.addEventListener("click", () => {
+    brief = !brief;
+    show();
+  });
   search.addEventListener("input", show);
-  if (lines.length > 8) tools.append(element("label", {}, "Rows whose name holds ", search), count);
+  if (lines.length > 8) tools.append(element("label", {}, "Rows whose name holds ", search));
+  if (brief) tools.append(more);
+  tools.append(count);
+  show();
   tools.append(reset, remark);
   tools.hidden = false;
 }
