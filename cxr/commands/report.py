@@ -143,8 +143,8 @@ def _curves_json(rows: Sequence[ReportRow]) -> dict[str, object]:
 def _pictures(built: Report, dataset: Path, settings: Settings, shown: Shown, weights: str | None) -> Pictures:
     from heads.page.picture_lists import build_pictures
 
-    with bar("films") as tell:
-        return build_pictures(built, dataset, settings, shown, weights=weights, on_film=tell)
+    with bar("pictures") as tell:
+        return build_pictures(built, dataset, settings, shown, weights=weights, on_step=tell)
 
 
 def _command() -> str:

@@ -45,7 +45,7 @@ def build_pictures(
     shown: Shown | None = None,
     *,
     weights: str | None = None,
-    on_film: Callable[[int, int], None] = lambda *_: None,
+    on_step: Callable[[int, int], None] = lambda *_: None,
 ) -> Pictures:
     """Gather the films of the selected row; of several splits, of the first.
 
@@ -55,7 +55,7 @@ def build_pictures(
         settings: name the data set and what computes.
         shown: as for the table: logits of the clean view or of the mean, and the operating point.
         weights: those of the row's backbone, where they were a file.
-        on_film: told films done and in all.
+        on_step: told films done, and in all; the audit counts as one more.
 
     Raises:
         DataError: the films are not here.
@@ -75,9 +75,10 @@ def build_pictures(
     for number, place in enumerate(wanted):
         if card := judged.card(place, evidence, films):
             cards[place] = card
-        on_film(number + 1, len(wanted))
+        on_step(number + 1, len(wanted) + 1)
     known = tuple(_known_cases([card.image_id for card in cards.values()], row, evidence.store, films))
     pairs, doubted, notes = _audit(evidence.store)
+    on_step(len(wanted) + 1, len(wanted) + 1)
     duplicates = [_pair(pair, films) for pair in pairs[:SHOWN]]
     label_errors = [_doubted(candidate, films) for candidate in doubted[:SHOWN]]
     if films.lost:

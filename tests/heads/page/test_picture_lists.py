@@ -272,5 +272,5 @@ def test_without_the_films_or_their_features_it_is_an_error_that_says_the_way_ou
     for folder in run_folders(place / "cache/films"):
         assert load_run(folder).heads
         shutil.copytree(folder, tmp_path / "cache/films/runs" / folder.name)
-    with pytest.raises(StoreError, match="the features of tiny_network:tiny .* are not in .*: leave out --pictures"):
+    with pytest.raises(StoreError, match=r"the features of tiny_network:tiny .* are not in .*: leave out --pictures"):
         built(report, settings.model_copy(update={"cache": tmp_path / "cache"}))
