@@ -4,7 +4,7 @@ BIN := .venv/bin
 PHANTOMS := cache/demo/phantoms
 DATA ?= $(PHANTOMS)
 
-.PHONY: demo test faults check format bench-extract bench-scale bench-loading bench-heads bench-statistics results clean
+.PHONY: demo test faults check format bench-extract bench-scale bench-loading bench-heads bench-statistics bench-trust results clean
 
 demo: .venv/installed  ## the whole main job, on synthetic phantoms or on DATA=/path/to/chest_xray
 ifeq ($(DATA),$(PHANTOMS))
@@ -45,6 +45,9 @@ bench-heads: .venv/installed  ## heads against the machine's matrix products, th
 
 bench-statistics: .venv/installed  ## intervals against peers, and a report of 200 rows; writes its section
 	$(BIN)/python -m bench.statistics --write
+
+bench-trust: .venv/installed  ## what is flagged as far from train: DATA=chest_xray FOREIGN=pictures; writes docs/trust.md
+	$(BIN)/python -m bench.trust --data $(DATA) --foreign $(FOREIGN) --write
 
 results: .venv/installed  ## the heads of bench/kermany.toml, and docs/results.md: DATA=chest_xray, whose stores lie in the cache
 	$(BIN)/python -m bench.results --data $(DATA)

@@ -52,29 +52,31 @@ def show(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") 
     return [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in (header, rule, *rows)]
 
 
-def write_section(name: str, title: str, lines: Sequence[str]) -> None:
-    """Replace one section of ``docs/benchmarks.md``, or add it at the end; the others stay as they are.
+def write_section(name: str, title: str, lines: Sequence[str], page: Path | None = None) -> None:
+    """Replace one section of a page, or add it at the end; the others stay as they are.
 
     Args:
         name: the section stands between ``<!-- name -->`` and ``<!-- /name -->``.
         title: its heading.
         lines: its text, in Markdown.
+        page: where it stands; ``docs/benchmarks.md`` when None.
 
     Raises:
         ValueError: the section that is there has no end.
         WriteError: the file cannot be written.
     """
-    text = BENCHMARKS.read_text(encoding="utf-8") if BENCHMARKS.exists() else HEADING
+    page = page or BENCHMARKS
+    text = page.read_text(encoding="utf-8") if page.exists() else HEADING
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = "\n".join([start, f"## {title}", "", *lines, end])
     before, there, rest = text.partition(start)
     if there:
         _, ended, after = rest.partition(end)
         if not ended:
-            raise ValueError(f"{BENCHMARKS.name} has {start} and no {end} after it")
-        atomic.write_text(BENCHMARKS, before + section + after)
+            raise ValueError(f"{page.name} has {start} and no {end} after it")
+        atomic.write_text(page, before + section + after)
     else:
-        atomic.write_text(BENCHMARKS, f"{text.rstrip()}\n\n{section}\n")
+        atomic.write_text(page, f"{text.rstrip()}\n\n{section}\n")
 
 
 def _processor() -> str:

@@ -54,7 +54,7 @@ def encode(
     """
     spec = store.spec
     # First all images: a network may take a minute to compile, and one bad file would come to light after it.
-    pixels = [_clean_view(image, spec) for image in images]
+    pixels = [clean_view(image, spec) for image in images]
     forward, batch_size = forward_of(store, backbone, compute)
     features = np.empty((len(images), backbone.dim), np.float32)
     batch = np.zeros((batch_size, 3, spec.image_size, spec.image_size), np.uint8)
@@ -66,8 +66,12 @@ def encode(
     return stored_as(features, spec.dtype).astype(np.float32)
 
 
-def _clean_view(image: ImageFile, spec: FeatureSpec) -> NDArray[np.uint8]:
-    """View 0, [c, S, S] uint8 with one channel for a grey image and three for others."""
+def clean_view(image: ImageFile, spec: FeatureSpec) -> NDArray[np.uint8]:
+    """View 0, [c, S, S] uint8 with one channel for a grey image and three for others.
+
+    Raises:
+        UnreadableImageError: the image cannot be read; the message begins with its name.
+    """
     try:
         with oversize_is_an_error():
             film = decode_for(image.data, [spec.decode_floor])[spec.decode_floor]

@@ -1,0 +1,1 @@
+"""Answers about new films, and how far to trust them."""
