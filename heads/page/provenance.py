@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featcache.errors import CxrError
 from featcache.joined import part_names
+from featcache.passes import Pass, read_passes
+from featcache.splits import split
 from featcache.store import FeatureStore, open_store, store_folders
+from heads.experiments.identity import images_sha256
 from heads.experiments.runs import RunRecord
-from heads.experiments.split_logits import SplitLogits
+from heads.page.run_grid import grid_file
 from heads.reporting.report import Report
 from heads.training.config import HeadConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCounts:
-    """Images and patients of a split; of train a run keeps the number of images alone.
+    """Images and patients of a split.
+
+    A run keeps no labels of train; its classes and patients are told where a store still holds the run's very images.
 
     Attributes:
         name: train, val or test.
@@ -54,6 +62,7 @@ class StoreProvenance:
         images: in the store.
         quarantined: images that could not be used.
         made_with: the command that makes it.
+        passes: the extractions that filled it, each in words.
     """
 
     backbone: str
@@ -62,6 +71,7 @@ class StoreProvenance:
     images: int | None
     quarantined: int | None
     made_with: str
+    passes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +88,7 @@ class RunProvenance:
         images_sha256: hash over images, labels and patients.
         varied: fields of the heads' configurations with the values that they take.
         versions: of packages, and the machine.
+        grid: the run's heads as a file for ``cxr grid --file``.
     """
 
     run_id: str
@@ -89,6 +100,7 @@ class RunProvenance:
     images_sha256: str
     varied: tuple[Told, ...]
     versions: tuple[Told, ...]
+    grid: str
 
     @property
     def heads_per_second(self) -> float:
@@ -116,36 +128,50 @@ def provenance_of(report: Report, dataset: Path, command: str = "") -> Provenanc
     """
     first = report.rows[0]
     classes = len(first.row.run.classes)
+    opened = _opened(dataset)
     runs = {row.row.run.run_id: row.row.run for row in report.rows}
     return Provenance(
         splits=(
-            SplitCounts(name="train", images=first.row.run.n["train"]),
-            _counted("val", first.row.val, classes),
-            _counted("test", first.test_logits, classes),
+            _train(first.row.run, opened.values()),
+            _counted("val", first.row.val.label, first.row.val.patient_id, classes),
+            _counted("test", first.test_logits.label, first.test_logits.patient_id, classes),
         ),
-        stores=tuple(_stores(runs.values(), dataset)),
+        stores=tuple(_stores(runs.values(), opened)),
         runs=tuple(_run(run) for run in runs.values()),
         command=command,
     )
 
 
-def _counted(name: str, split: SplitLogits, classes: int) -> SplitCounts:
+def _counted(name: str, label: NDArray[np.int64], patient_id: Iterable[str], classes: int) -> SplitCounts:
     return SplitCounts(
         name=name,
-        images=len(split.label),
-        of_class=tuple(np.bincount(split.label, minlength=classes).tolist()),
-        patients=len(set(split.patient_id)),
+        images=len(label),
+        of_class=tuple(np.bincount(label, minlength=classes).tolist()),
+        patients=len(set(patient_id)),
     )
 
 
-def _stores(runs: Iterable[RunRecord], dataset: Path) -> Iterable[StoreProvenance]:
+def _train(run: RunRecord, stores: Iterable[FeatureStore]) -> SplitCounts:
+    for store in stores:
+        table = store.image_table
+        if images_sha256(table) == run.images_sha256:
+            rows = split(table, run.split_rule, seed=run.split_seed).train
+            return _counted("train", table.label[rows], table.patient_id[rows].tolist(), len(run.classes))
+    return SplitCounts(name="train", images=run.n["train"])
+
+
+def _opened(dataset: Path) -> dict[str, FeatureStore]:
+    """The data set's stores by fingerprint."""
     opened: dict[str, FeatureStore] = {}
     for folder in store_folders(dataset):
-        try:
+        # An unfinished or damaged store tells nothing; the rows do not hang on it.
+        with contextlib.suppress(CxrError):
             store = open_store(folder)
-        except CxrError:
-            continue  # An unfinished or damaged store tells nothing; the rows do not hang on it.
-        opened[store.fingerprint] = store
+            opened[store.fingerprint] = store
+    return opened
+
+
+def _stores(runs: Iterable[RunRecord], opened: Mapping[str, FeatureStore]) -> Iterable[StoreProvenance]:
     views: dict[tuple[str, str], int] = {}
     for run in runs:
         for head in run.heads:
@@ -159,7 +185,8 @@ def _stores(runs: Iterable[RunRecord], dataset: Path) -> Iterable[StoreProvenanc
             spec=_spec(found) if found else (),
             images=len(found.part) if found else None,
             quarantined=len(found.quarantined) if found else None,
-            made_with=f"cxr extract --backbone {backbone} --views {count}",
+            made_with=shlex.join(["cxr", "extract", "--backbone", backbone, "--views", str(count)]),
+            passes=tuple(_pass(one) for one in read_passes(found.path)) if found else (),
         )
 
 
@@ -183,6 +210,15 @@ def _run(run: RunRecord) -> RunProvenance:
         images_sha256=run.images_sha256,
         varied=tuple(Told(name=name, value=", ".join(_words(one) for one in held)) for name, held in values.items()),
         versions=tuple(Told(name=name, value=value) for name, value in run.provenance.items()),
+        grid=grid_file(run),
+    )
+
+
+def _pass(one: Pass) -> str:
+    others = f", {one.backbones} backbones" if one.backbones > 1 else ""
+    return (
+        f"{one.ended}: {one.images} images × {one.views} views{others} in {one.seconds:.1f} s, "
+        f"{one.images_per_second:.1f} img/s, limited by {one.limited_by}, on {one.device}"
     )
 
 

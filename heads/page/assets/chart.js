@@ -44,7 +44,7 @@ function frame({ width, height, x, y, title = "", headroom = 0, label }) {
     return ticks.map((tick) => [tick, fixed(tick, digitsOf(ticks))]);
   };
   const xs = ticksOn(x, Math.max(2, Math.floor(width / 85)));
-  const ys = ticksOn(y, Math.max(2, Math.floor(height / 50)));
+  const ys = ticksOn(y, Math.max(3, Math.floor(height / 50)));
   const widest = Math.max(0, ...ys.map(([, text]) => text.length));
   const left = 14 + widest * 7 + (y.label ? 14 : 0);
   const top = (title ? 26 : 10) + headroom;

@@ -14,10 +14,12 @@ function startGrid(data) {
     body.append(element("p", { class: "prose" }, "Nothing was varied but seeds."));
     return;
   }
+  // A class without images leaves no AUC.
+  const figures = FIGURES.filter(([figureName]) => ["val", "test"].every((split) => rows.some((row) => row[split][figureName])));
   let shown = 0;
   const redraws = [];
   const tools = document.getElementById("grid-tools");
-  const [label] = choice("Figure", FIGURES.map(([, words], k) => [k, words]), 0, (k) => {
+  const [label] = choice("Figure", figures.map(([, words], k) => [k, words]), 0, (k) => {
     shown = k;
     redraws.forEach((again) => again());
   });
@@ -27,14 +29,15 @@ function startGrid(data) {
     const place = element("div", { class: name === "backbone" ? "plots two" : null });
     body.append(element("h3", { class: "axis-title" }, AXIS_NAMES[name]), place);
     const draw = name === "backbone"
-      ? (width) => ["val", "test"].map((split) => backbonePlot(rows, split, FIGURES[shown], columnWidth(width)))
-      : () => axisPanels(rows, name, FIGURES[shown]);
+      ? (width) => ["val", "test"].map((split) => backbonePlot(rows, split, figures[shown], columnWidth(width)))
+      : (width) => axisPanels(rows, name, figures[shown], width);
     redraws.push(drawn(place, draw));
   }
 }
 
 const shortName = (name) => name.replace(/^torchvision:/, "").replace(/@[^+]*/g, "");
-const clipped = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+// From the middle: names of a family differ at their ends.
+const clipped = (text, most) => (text.length > most ? `${text.slice(0, Math.ceil(most / 2) - 1)}…${text.slice(-Math.floor(most / 2))}` : text);
 const levelName = (value) => (value === true ? "yes" : value === false ? "no" : typeof value !== "number" ? String(value) : value !== 0 && Math.abs(value) < 0.001 ? Number(value.toPrecision(3)).toExponential().replace("e-", "e−") : String(Number(value.toPrecision(4))));
 
 function domainOf(rows, figureName, splits) {
@@ -45,7 +48,7 @@ function domainOf(rows, figureName, splits) {
 }
 
 // A panel a backbone, of val and apart of test; a line joins rows that are alike in all but this axis.
-function axisPanels(rows, name, [figureName, words, unit]) {
+function axisPanels(rows, name, [figureName, words, unit], width) {
   const levels = [...new Set(rows.map((row) => row.axes[name]))].sort((a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b));
   const backbones = [...new Set(rows.map((row) => row.axes.backbone))];
   const others = Object.keys(AXIS_NAMES).filter((axis) => axis !== name && axis !== "backbone" && new Set(rows.map((row) => row.axes[axis])).size > 1);
@@ -58,7 +61,9 @@ function axisPanels(rows, name, [figureName, words, unit]) {
   const caption = joined.length
     ? element("div", { class: "keys" }, ...(others.length ? settings.map((setting, k) => element("span", {}, swatch(k), setting)) : []))
     : element("p", { class: "reading" }, `No two rows differ in this alone: it was varied together with ${others.map((axis) => AXIS_NAMES[axis]).join(", ")}. Each point is a row.`);
-  const every = Math.ceil(levels.length / 5);
+  const columns = Math.max(2, Math.min(Math.floor(width / 225), Math.max(backbones.length, 4)));
+  const each = Math.floor((width - 16 * (columns - 1)) / columns);
+  const every = Math.ceil(levels.length / Math.max(2, Math.floor((each - 60) / 38)));
   const panels = (split) => {
     const domain = domainOf(drawnGroups.flat(), figureName, [split]);
     return backbones.flatMap((backbone) => {
@@ -66,11 +71,11 @@ function axisPanels(rows, name, [figureName, words, unit]) {
       if (!mine.length) return [];
       const told = mine.map((group) => group.map((row) => `${row.name}: ${value(row[split][figureName])}`).join("; ")).join("; ");
       const { svg, inside, sx, sy } = frame({
-        width: 260,
-        height: 176,
+        width: each,
+        height: Math.round(Math.min(190, Math.max(140, each * 0.68))),
         x: { domain: [-0.4, levels.length - 0.6], ticks: levels.map((level, k) => [k, levelName(level)]).filter(([k]) => k % every === 0) },
         y: { domain, label: `${words} on ${split}${unit}` },
-        title: clipped(shortName(backbone), 28),
+        title: clipped(shortName(backbone), Math.floor((each - 55) / 7)),
         label: `${words} on ${split} by ${AXIS_NAMES[name]} on ${backbone}. ${told}`,
       });
       mine.forEach((group, k) => {
@@ -86,11 +91,11 @@ function axisPanels(rows, name, [figureName, words, unit]) {
       return [figure(svg, "")];
     });
   };
-  return [
-    caption,
-    element("div", { class: "multiples" }, ...panels("val")),
-    element("div", { class: "multiples of-test" }, ...panels("test")),
-  ];
+  return [caption, ...["val", "test"].map((split) => {
+    const place = element("div", { class: split === "test" ? "multiples of-test" : "multiples" }, ...panels(split));
+    place.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
+    return place;
+  })];
 }
 
 function value(figureOf) {

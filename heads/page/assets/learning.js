@@ -48,7 +48,7 @@ function startLearning(data) {
     const curve = one.curves[one.kept];
     const [width, height] = [150, 62];
     const longest = Math.max(...few.map((other) => other.curves[other.kept].val_loss.length));
-    const top = quantile(few.flatMap((other) => other.curves[other.kept].val_loss), 0.98) * 1.1;
+    const top = Math.max(quantile(few.flatMap((other) => other.curves[other.kept].val_loss), 0.98), 1e-3) * 1.1;
     const sx = (x) => 2 + ((x - 1) / Math.max(longest - 1, 1)) * (width - 4);
     const sy = (y) => Math.max(2, height - 2 - (y / top) * (height - 4));
     const of = (values) => line(values.map((y, k) => [k + 1, y]), sx, sy);
@@ -86,7 +86,7 @@ function learningPlot(row, figureName, label, width, seeds) {
   // The first epochs may stand far off: the frame is for what comes after.
   const domain = figureName === "loss"
     ? [0, Math.max(quantile(every, 0.985), 1e-3) * 1.05]
-    : [Math.floor(quantile(every, 0.015) / 5) * 5, 100];
+    : [Math.min(95, Math.floor(quantile(every, 0.015) / 5) * 5), 100];
   const best = kept.best + 1;
   const epochs = ticksOf([1, longest], Math.max(3, Math.floor(width / 85))).filter(Number.isInteger);
   const told = learningWords(row);

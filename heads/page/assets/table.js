@@ -53,7 +53,7 @@ function startTable(data) {
 
   const tools = document.getElementById("table-tools");
   const search = element("input", { type: "search", size: 22, autocomplete: "off" });
-  const count = element("span", { role: "status" });
+  const count = document.getElementById("table-count");
   // A long table begins with the rows that are evaluated below, which val ranks first.
   const foremost = new Set(data.evaluations.map((one) => one.row));
   let brief = lines.length > LONG_TABLE;
@@ -79,7 +79,6 @@ function startTable(data) {
   search.addEventListener("input", show);
   if (lines.length > 8) tools.append(element("label", {}, "Rows whose name holds ", search));
   if (brief) tools.append(more);
-  tools.append(count);
   show();
   tools.append(reset, remark);
   tools.hidden = false;

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_curve
 from synthetic import fitted, head, images, run, saved, split_logits, write_store
 
+from featcache.passes import Pass, note_pass
 from heads.choosing.rows import Row
+from heads.experiments.identity import images_sha256
 from heads.experiments.split_logits import SplitLogits
 from heads.page.evaluation import Evaluation, evaluate_rows, evaluated_rows
 from heads.page.page import Page, build_page
@@ -29,6 +31,16 @@ from heads.training.config import HeadConfig
 
 BASE = HeadConfig()
 KINDS = [False, True]
+PASS = Pass(
+    ended="2026-01-01T00:00:00+00:00",
+    images=90,
+    views=2,
+    backbones=2,
+    seconds=12.5,
+    images_per_second=7.6,
+    limited_by="compute",
+    device="a processor, 2 threads",
+)
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +290,9 @@ def test_a_test_of_one_class_alone_has_no_curves(tmp_path: Path) -> None:
 
 def test_provenance_counts_images_and_patients_and_tells_the_spec_of_every_store(tmp_path: Path) -> None:
     store = write_store(tmp_path, images())
-    fitted(tmp_path, replace(BASE, l2=1e-4), BASE, backbone="synthetic", fingerprint=store.fingerprint, views=2)
+    note_pass(store.path, PASS)
+    made: dict[str, Any] = {"backbone": "synthetic", "fingerprint": store.fingerprint, "views": 2}
+    fitted(tmp_path, replace(BASE, l2=1e-4), BASE, **made)
     page = build_page(build_report(tmp_path), tmp_path, command="cxr report --html page.html")
     train, val, test = page.provenance.splits
     assert (train.images, val.images, test.images) == (4173, 60, 60)
@@ -292,6 +306,20 @@ def test_provenance_counts_images_and_patients_and_tells_the_spec_of_every_store
     assert {one.name for one in told.spec} == spec.keys() - {"backbone"}
     assert {one.name: one.value for one in told.spec}["image_size"] == "32"
     assert told.made_with == "cxr extract --backbone synthetic --views 2"
+    (words,) = told.passes
+    assert words.startswith("2026-01-01T00:00:00+00:00: 90 images × 2 views, 2 backbones in 12.5 s, 7.6 img/s, limited")
+    assert words.endswith("by compute, on a processor, 2 threads")
+
+
+def test_classes_and_patients_of_train_are_told_where_a_store_holds_the_runs_very_images(tmp_path: Path) -> None:
+    table = images(films=2)
+    store = write_store(tmp_path, table)
+    made: dict[str, Any] = {"backbone": "synthetic", "fingerprint": store.fingerprint}
+    fitted(tmp_path, BASE, **made, images_sha256=images_sha256(table), split_rule="folders", n=60)
+    train = page_of(tmp_path).provenance.splits[0]
+    rows = table.split == "train"
+    assert train.of_class == tuple(np.bincount(table.label[rows]).tolist())
+    assert train.patients == len(set(table.patient_id[rows]))
 
 
 def test_a_store_that_is_gone_takes_no_row_with_it(tmp_path: Path) -> None:
