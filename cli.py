@@ -5,6 +5,7 @@ Libraries are imported inside the commands, so that ``cxr --help`` loads no torc
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 
 from cxr.commands import bundle, cache, data, export, extract, fit, look, predict, report, setup
-from cxr.terminal import err, note
+from cxr.terminal import err, note, spell
 from featcache.errors import CxrError, UsageError
 
 app = typer.Typer(
@@ -74,10 +75,11 @@ def main() -> None:
 
     typer too exits 2 on wrong usage, and 130 on Ctrl-C; of the latter we say what it means for the work.
     """
+    codecs.register_error("cxr.spell", spell)
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that knows no × shows ?, and the work is not lost for it.
+        # A terminal that knows no × shows x, and the work is not lost for it.
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="cxr.spell")
     # Before torch is loaded: OpenMP threads that wait without spinning train heads several times faster where other
     # processes want the same cores, and a quarter slower where none do (docs/log.md).
     # In small letters: libgomp compares them by the rules of the locale, and a Turkish I is another letter.

@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from featcache.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from featcache.check import Quarantined
+    from heads.reporting.terminal_curves import TerminalCurves
 
 out = Console(highlight=False, emoji=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
@@ -27,11 +29,25 @@ for console in (out, err):
         console.width = 180
 
 
+IN_ASCII = str.maketrans("▸·…–−×±≥≤→←┊│─", ">*.--x~><><:|-")
+"""What stands for the characters of our own words where a terminal knows ASCII alone; each as wide as it was."""
+
+CURVE_STYLES = {"train": "#d75f00", "val": "#0087ff", "kept": "dim", "axis": ""}
+"""Seen on a dark and on a light terminal."""
+
+
 class Tell(Protocol):
     """What a progress bar is told: pieces done, pieces in all, and how it goes."""
 
     def __call__(self, done: int, total: int, remark: str = "") -> None:
         """Move the bar."""
+
+
+def spell(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of ``codecs``: write what cannot be encoded as the nearest of ASCII, or as a question mark."""
+    assert isinstance(error, UnicodeEncodeError)
+    lost = error.object[error.start : error.end].translate(IN_ASCII)
+    return "".join(letter if letter.isascii() else "?" for letter in lost), error.end
 
 
 @contextlib.contextmanager
@@ -84,6 +100,16 @@ def print_table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str
     for line in lines:
         table.add_row(*map(escape, line))
     out.print(table, soft_wrap=False)
+
+
+def print_curves(curves: TerminalCurves) -> None:
+    """Learning curves on stdout, in the terminal's colours; the title wrapped, the lines not."""
+    out.print()
+    out.print(curves.title, style="bold", markup=False, soft_wrap=False)
+    for line in curves.lines:
+        # A terminal too narrow to draw in folds nothing: what is cut off are the last epochs.
+        drawn = Text.assemble(*((one.text, CURVE_STYLES[one.of]) for one in line))
+        out.print(drawn, no_wrap=True, overflow="crop", soft_wrap=False)
 
 
 def one_of(flag: str, value: str, known: Sequence[str]) -> None:

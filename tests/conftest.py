@@ -31,17 +31,23 @@ settings.load_profile("cxr")
 REAL_DATA = Path(os.environ["CXR_DATA"]).resolve() if os.environ.get("CXR_DATA") else None
 """Taken before any test removes the variable or leaves the folder it is relative to."""
 
+BROWSER_REQUIRED = os.environ.get("CXR_BROWSER") == "required"
+"""Whether a browser must be here: .ci/run, which installs one, says so."""
+
 ExtractPhantoms = Callable[..., Path]
 """``(cache, *, views=1, part_images=256, backbone="tiny_network:tiny")`` → the store's folder."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Where the real data are, a test of theirs that is skipped has failed."""
+    """Where the real data are, a test of theirs that is skipped has failed; so has one of the browser's in CI."""
     report = yield
     if REAL_DATA is not None and report.skipped and item.get_closest_marker("real"):
         report.outcome = "failed"
         report.longrepr = f"CXR_DATA is set, so this test may not be skipped: {report.longrepr}"
+    if BROWSER_REQUIRED and report.skipped and item.get_closest_marker("browser"):
+        report.outcome = "failed"
+        report.longrepr = f"CXR_BROWSER is 'required', so this test may not be skipped: {report.longrepr}"
     return report
 
 

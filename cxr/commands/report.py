@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cxr.options import Cache, Config, Data, Json, Select, TableFile
-from cxr.terminal import note, one_of, out, print_json, print_table
-from featcache.errors import UsageError
-from featcache.settings import load_settings
+from cxr.options import Cache, Config, Data, Json, Select, TableFile, WeightsOfStore
+from cxr.terminal import bar, note, one_of, out, print_curves, print_json, print_table
+from featcache.errors import UsageError, nearest
+from featcache.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from heads.page.pictures import Pictures
+    from heads.reporting.report import Report, ReportRow
+    from heads.reporting.tables import Shown
 
 
 def report(
@@ -28,6 +36,15 @@ def report(
         ),
     ] = None,
     form: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
+    curves: Annotated[
+        bool, typer.Option("--curves", help="Draw loss by epoch of the selected row, or of --row, in the terminal.")
+    ] = False,
+    row: Annotated[str | None, typer.Option("--row", metavar="NAME", help="Whose curves, as the table says.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the page there.")] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="In the page: films that are judged wrongly or barely, with evidence.")
+    ] = False,
+    weights: WeightsOfStore = None,
     figures: Annotated[Path | None, typer.Option("--figures", metavar="DIR", help="Write pictures there.")] = None,
     figure_format: Annotated[str, typer.Option("--figure-format", help="png or svg.")] = "png",
     data: Data = None,
@@ -39,6 +56,14 @@ def report(
     """The comparison table of all runs, the head that val selects marked; test figures are for reading only."""
     one_of("--format", form, ("table", "markdown", "csv", "json"))
     one_of("--figure-format", figure_format, ("png", "svg"))
+    if curves and form in ("markdown", "csv"):
+        raise UsageError(f"--curves are drawn below the table or told in JSON, not in --format {form}")
+    if row is not None and not curves:
+        raise UsageError("--row says whose curves are drawn: say --curves too")
+    if html is None and (pictures or weights):
+        raise UsageError("--pictures and --weights are of the page: say --html FILE too")
+    if weights is not None and not pictures:
+        raise UsageError("--weights are those of --pictures: say it too")
     flags = {"data": data, "table": table, "cache": cache, "select": select, "ensembles": ensembles}
     settings = load_settings(flags, config)
     from featcache.workspace import dataset_folder
@@ -51,29 +76,78 @@ def report(
         rules = [operating_point] if operating_point and parse_rule(operating_point) else []
     except ValueError as error:
         raise UsageError(f"--operating-point: {error}") from error
+    dataset = dataset_folder(settings)
     built = build_report(
-        dataset_folder(settings),
+        dataset,
         run or (),
         rule=settings.select,
         ensembles=settings.ensembles,
         operating_rules=rules,
     )
     shown = Shown(paper=paper, view_mean=view_mean, rule=operating_point)
+    drawn = _trained(built, row) if curves else []
     if as_json or form == "json":
-        print_json(built.to_json())
+        print_json(built.to_json() | (_curves_json(drawn) if curves else {}))
     elif form == "table":
         header, lines = terminal(built, shown, out.width)
         print_table(built.dataset, header, lines, text=["Model"])
         for remark in notes(built, paper=paper, view_mean=view_mean, rule=operating_point):
             out.print(f"· {remark}", markup=False, soft_wrap=False)
+        _draw(drawn)
     else:
         print((markdown if form == "markdown" else as_csv)(built, shown), end="")
+    if html is not None:
+        from featcache import atomic
+        from heads.page.page import build_page
+        from heads.page.rendering import render
+
+        page = build_page(built, dataset, shown, command=_command())
+        atomic.write_text(html, render(page, _pictures(built, dataset, settings, shown, weights) if pictures else None))
+        note(f"wrote {html}")
     if figures is not None:
         from heads.reporting.plots import write_figures
 
-        for row in built.selected:
+        for one in built.selected:
             # One split's pictures lie in the folder itself, several splits' in a folder each.
-            rule, seed = row.row.split
+            rule, seed = one.row.split
             place = figures if len(built.selected) == 1 else figures / f"{rule}-{seed}"
-            for path in write_figures(row, place, "svg" if figure_format == "svg" else "png", view_mean=view_mean):
+            for path in write_figures(one, place, "svg" if figure_format == "svg" else "png", view_mean=view_mean):
                 note(f"wrote {path}")
+
+
+def _trained(built: Report, name: str | None) -> list[ReportRow]:
+    """The rows whose curves are wanted: that of a name, or the selected ones; an ensemble's are its members'.
+
+    Raises:
+        UsageError: no row has that name.
+    """
+    wanted = [one for one in built.rows if one.name == name] if name is not None else built.selected
+    if not wanted:
+        raise UsageError(f"--row: no row {name!r} in the table{nearest(name or '', [one.name for one in built.rows])}")
+    return [trained for one in wanted for trained in built.trained(one)]
+
+
+def _draw(rows: Sequence[ReportRow]) -> None:
+    for row in rows:
+        from heads.reporting.terminal_curves import terminal_curves
+
+        print_curves(terminal_curves(row, out.width, plain=out.options.ascii_only))
+
+
+def _curves_json(rows: Sequence[ReportRow]) -> dict[str, object]:
+    from heads.reporting.terminal_curves import curves_json
+
+    return {"curves": [curves_json(row) for row in rows]}
+
+
+def _pictures(built: Report, dataset: Path, settings: Settings, shown: Shown, weights: str | None) -> Pictures:
+    from heads.page.picture_lists import build_pictures
+
+    with bar("pictures") as tell:
+        return build_pictures(built, dataset, settings, shown, weights=weights, on_step=tell)
+
+
+def _command() -> str:
+    """The command as it was typed, without the folders above what absolute paths name: a page is passed on."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["cxr", *words])

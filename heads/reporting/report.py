@@ -86,6 +86,13 @@ class Report:
         """The rows that val chose, one a split."""
         return tuple(row for row in self.rows if row.selected)
 
+    def trained(self, row: ReportRow) -> list[ReportRow]:
+        """The row, if it was trained; of an ensemble the rows that it is the mean of."""
+        if row.row.ensemble is None:
+            return [row]
+        members = [one for one in self.rows if one.name in row.row.ensemble.of]
+        return [trained for one in members for trained in self.trained(one)]
+
     def to_json(self) -> dict[str, Any]:
         """The stable form that ``cxr report --json`` prints."""
         rows = [_row_json(row) for row in self.rows]
