@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from cxr.commands import cache, data, extract, fit, look, report, setup
+from cxr.commands import bundle, cache, data, export, extract, fit, look, predict, report, setup
 from cxr.terminal import err, note, spell
 from featcache.errors import CxrError, UsageError
 
@@ -62,6 +62,9 @@ app.command()(fit.grid)
 app.command()(report.report)
 app.command()(look.neighbours)
 app.command()(look.explain)
+app.command()(predict.predict)
+app.command()(bundle.bundle)
+app.command()(export.export)
 cache_app.command("list")(cache.list_stores)
 cache_app.command()(cache.verify)
 cache_app.command()(cache.remove)

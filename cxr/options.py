@@ -25,3 +25,17 @@ SplitName = Annotated[str | None, typer.Option(help="patient, paper or folders."
 Select = Annotated[str | None, typer.Option(help="Select by clean, views, or held-out blocks, series, worst.")]
 SplitSeed = Annotated[int | None, typer.Option(help="Seed of the patient split.")]
 Positive = Annotated[str | None, typer.Option("--positive", help="The positive class (default: the second).")]
+RunId = Annotated[str | None, typer.Option("--run", help="The run (default: the newest).")]
+HeadNumber = Annotated[int | None, typer.Option("--head", min=0, help="Its head (default: as val selects).")]
+RowName = Annotated[str | None, typer.Option("--row", help="A row of the report by its name, ensembles too.")]
+BundleFolder = Annotated[Path | None, typer.Option("--bundle", metavar="DIR", help="A bundle instead of a run.")]
+NetworkWeights = Annotated[
+    list[str] | None, typer.Option("--weights", help="The networks', where they were files; one each.")
+]
+OwnNetworks = Annotated[
+    list[str] | None, typer.Option("--backbone", help="Your own module:callable that the bundle may name.")
+]
+OperatingRule = Annotated[
+    str | None,
+    typer.Option(metavar="RULE", help="Decide at this threshold: youden (default), f1, sensitivity>=X, …, or 0.5."),
+]

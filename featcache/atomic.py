@@ -12,6 +12,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from featcache.errors import CxrError
 
@@ -48,6 +49,32 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8; see ``write_bytes``."""
     write_bytes(path, text.encode())
+
+
+@contextlib.contextmanager
+def new_text(path: Path) -> Iterator[IO[str]]:
+    """Yield a file for UTF-8 text of any length, which becomes ``path`` when the block ends well; see ``write_bytes``.
+
+    Names of files that are no UTF-8 keep their bytes.
+
+    Raises:
+        WriteError: the disk is full or the folder cannot be written; nothing of ours stays behind.
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise explained(path, None, error) from error
+        raise
 
 
 @contextlib.contextmanager

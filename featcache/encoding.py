@@ -5,8 +5,6 @@ The same file gives the same bytes as the extraction would (a test).
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from featcache.backbones import Backbone
 from featcache.decode import decode_for, oversize_is_an_error
 from featcache.errors import UnreadableImageError
+from featcache.films import ImageFile as ImageFile
 from featcache.making import geometry_of
 from featcache.parts import stored_as
 from featcache.reproduction import forward_of
@@ -22,19 +21,6 @@ from featcache.runtime import Compute
 from featcache.spec import FeatureSpec
 from featcache.store import FeatureStore
 from featcache.views import render
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageFile:
-    """One file: what the user calls it, and its bytes."""
-
-    name: str
-    data: bytes
-
-    @property
-    def sha256(self) -> str:
-        """The content hash, as the image table keeps it."""
-        return hashlib.sha256(self.data).hexdigest()
 
 
 def encode(

@@ -50,6 +50,10 @@ class OutdatedRunError(RunError):
     """A run was written by another version of cxr, in a form that this one does not read."""
 
 
+class BundleError(CxrError):
+    """A bundle is damaged, was tampered with, or asks for more than it may."""
+
+
 def nearest(wanted: str, known: Iterable[str], count: int = 3) -> str:
     """Offer the nearest valid names: ``"; did you mean a, b?"``, or nothing where none is near."""
     close = difflib.get_close_matches(wanted, sorted(set(known)), n=count, cutoff=0.5)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from featcache.check import forget_folders, read_file
 from featcache.decode import Decoded, UnreadableImageError, decode_for, oversize_is_an_error
+from featcache.runtime import keep_to_one_thread
 from featcache.views import Geometry, render
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 IMAGES_A_TASK = 4
 """To hand a small image to another thread and back costs a third of reading it."""
@@ -63,23 +67,41 @@ def load_ahead(root: Path, work: Iterable[Wanted | None], threads: int) -> Itera
         work: asked for its next piece no sooner than needed; None where that is not known yet.
         threads: threads that read, decode and render.
     """
+    with in_threads(lambda one: load_image(root, one), work, threads, lambda one: one.renderings) as images:
+        yield images
+
+
+@contextlib.contextmanager
+def in_threads(
+    load: Callable[[T], R],
+    work: Iterable[T | None],
+    threads: int,
+    renderings: Callable[[T], Iterable[Rendering]],
+) -> Iterator[Iterator[R]]:
+    """Yield an iterator over what ``load`` makes of each piece of work; see ``load_ahead``."""
     forget_folders()
     # Each thread renders one image; torch splitting a small image further would only get in the network's way.
-    pool = ThreadPoolExecutor(threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, "decode", initializer=keep_to_one_thread)
     try:
         with oversize_is_an_error():
-            yield _in_order(pool, root, work, max(LEAST_TASKS, 2 * threads))
+            yield _in_order(pool, load, work, max(LEAST_TASKS, 2 * threads), renderings)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool: ThreadPoolExecutor, root: Path, work: Iterable[Wanted | None], tasks: int) -> Iterator[ImageViews]:
-    under_way: deque[Future[list[ImageViews]]] = deque()
-    gathered: list[Wanted] = []
+def _in_order(
+    pool: ThreadPoolExecutor,
+    load: Callable[[T], R],
+    work: Iterable[T | None],
+    tasks: int,
+    renderings: Callable[[T], Iterable[Rendering]],
+) -> Iterator[R]:
+    under_way: deque[Future[list[R]]] = deque()
+    gathered: list[T] = []
 
     def start() -> None:
         if gathered:
-            under_way.append(pool.submit(lambda some: [load_image(root, one) for one in some], gathered.copy()))
+            under_way.append(pool.submit(lambda some: [load(one) for one in some], gathered.copy()))
             gathered.clear()
 
     for wanted in work:
@@ -88,7 +110,7 @@ def _in_order(pool: ThreadPoolExecutor, root: Path, work: Iterable[Wanted | None
         if wanted is None or len(gathered) == IMAGES_A_TASK:
             start()
         # Of one data set all images take about the same room.
-        room = READ_AHEAD_BYTES // (IMAGES_A_TASK * _bytes(wanted)) if wanted else 0
+        room = 0 if wanted is None else READ_AHEAD_BYTES // (IMAGES_A_TASK * _bytes(renderings(wanted)))
         if under_way and len(under_way) >= min(tasks, room):
             yield from under_way.popleft().result()
     start()
@@ -96,9 +118,9 @@ def _in_order(pool: ThreadPoolExecutor, root: Path, work: Iterable[Wanted | None
         yield from under_way.popleft().result()
 
 
-def _bytes(wanted: Wanted) -> int:
+def _bytes(renderings: Iterable[Rendering]) -> int:
     """What the views of one image take at the most, in bytes."""
-    return sum(3 * one.geometry.image_size**2 * len(one.views) for one in wanted.renderings)
+    return sum(3 * one.geometry.image_size**2 * len(one.views) for one in renderings)
 
 
 def load_image(root: Path, wanted: Wanted) -> ImageViews:
@@ -110,14 +132,19 @@ def load_image(root: Path, wanted: Wanted) -> ImageViews:
         data = read_file(root, wanted.image_id)
         if hashlib.sha256(data).hexdigest() != wanted.sha256:
             raise UnreadableImageError("its content changed while the command ran, or is not that of the table")
-        films = decode_for(data, {rendering.floor for rendering in wanted.renderings})
+        return ImageViews(views=render_all(data, wanted.sha256, wanted.renderings))
     except UnreadableImageError as error:
         return ImageViews(views={}, reason=str(error))
-    return ImageViews(
-        views={
-            rendering: _rendered(films[rendering.floor], wanted.sha256, rendering) for rendering in wanted.renderings
-        }
-    )
+
+
+def render_all(data: bytes, sha256: str, renderings: Collection[Rendering]) -> dict[Rendering, NDArray[np.uint8]]:
+    """Decode a file once a size, and render all that is wanted of it.
+
+    Raises:
+        UnreadableImageError: it cannot be decoded.
+    """
+    films = decode_for(data, {rendering.floor for rendering in renderings})
+    return {rendering: _rendered(films[rendering.floor], sha256, rendering) for rendering in renderings}
 
 
 def _rendered(film: Decoded, sha256: str, rendering: Rendering) -> NDArray[np.uint8]:

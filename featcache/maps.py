@@ -17,9 +17,8 @@ from featcache.decode import Pixels, decode_for, oversize_is_an_error
 from featcache.errors import BackboneError
 from featcache.making import geometry_of
 from featcache.networks import LastMap, PooledNetwork
-from featcache.reproduction import forward_of
+from featcache.reproduction import Specified, forward_of
 from featcache.runtime import Compute
-from featcache.store import FeatureStore
 from featcache.views import Window, clean_window, render
 
 
@@ -51,7 +50,7 @@ class FilmMapper:
     """Makes the maps of films by the network, preprocessing, runtime and precision of a store.
 
     Args:
-        store: says how its features were made.
+        store: says how its features were made; a store, or a source of a model.
         backbone: its network, as ``reproduction.backbone_of`` gives it.
         compute: device and threads.
 
@@ -59,7 +58,7 @@ class FilmMapper:
         BackboneError: it is not the store's network, does not run here, or has no map of places.
     """
 
-    def __init__(self, store: FeatureStore, backbone: Backbone, compute: Compute | None = None) -> None:
+    def __init__(self, store: Specified, backbone: Backbone, compute: Compute | None = None) -> None:
         assert isinstance(backbone.network, PooledNetwork), type(backbone.network)
         _require_map(backbone, backbone.network)
         self.spec = store.spec

@@ -6,6 +6,8 @@ So what it makes of an image, in the store or not, is comparable with what the s
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Protocol
 
 from featcache.backbones import Backbone, load_backbone
 from featcache.decode import DICOM
@@ -15,7 +17,20 @@ from featcache.naming import names_of
 from featcache.planning import spec_of
 from featcache.runtime import Compute, Forward, choose_batch_size, choose_device
 from featcache.settings import Settings, weights_of
+from featcache.spec import FeatureSpec
 from featcache.store import FeatureStore
+
+
+class Specified(Protocol):
+    """What says how features are made: a store, or what is known of one elsewhere."""
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """What the features are made with."""
+
+    @property
+    def path(self) -> Path:
+        """Where that is written, for errors."""
 
 
 def backbone_of(store: FeatureStore, settings: Settings, weights: str | None = None) -> Backbone:
@@ -38,43 +53,66 @@ def backbone_of(store: FeatureStore, settings: Settings, weights: str | None = N
     return load_backbone(store.spec.backbone, None if weights == "pretrained" else weights, store.spec.image_size)
 
 
-def forward_of(
-    store: FeatureStore, backbone: Backbone, compute: Compute | None = None, *, flags: str = "--weights FILE"
-) -> tuple[Forward, int]:
-    """What computes features by a store's spec, and the batch size that it wants.
+def compute_by(
+    source: Specified, backbone: Backbone, compute: Compute | None = None, *, flags: str = "--weights FILE"
+) -> Compute:
+    """How to compute features by a spec: nothing is left to be chosen by what this machine has.
 
     Args:
-        store: gives the spec.
+        source: gives the spec.
         backbone: the network of that spec; see ``backbone_of``.
         compute: device, batch size and threads; runtime and precision are the spec's.
         flags: those of the command that would name the right weights, for the error.
 
     Raises:
-        BackboneError: the backbone, or the decoder here, is not that of the spec, or it does not run here.
+        BackboneError: the backbone, or the decoder here, is not that of the spec.
     """
-    spec, compute = store.spec, compute or Compute()
+    spec, compute = source.spec, compute or Compute()
     if spec.runtime == "openvino" and compute.device == "auto":
         compute = dataclasses.replace(compute, device="cpu")
     compute = dataclasses.replace(compute, runtime=spec.runtime, precision=spec.precision)
     here = spec_of(backbone, recipe_seed=spec.recipe_seed, compute=compute, dicom=DICOM in spec.decoder)
     if here.decoder != spec.decoder:
         raise BackboneError(
-            f"{store.path} was made with another decoder ({spec.differences(here)}): it can be read and verified, and "
+            f"{source.path} was made with another decoder ({spec.differences(here)}): it can be read and verified, and "
             "computed again only by the cxr and the packages that its parts name"
         )
     if here != spec:
         raise BackboneError(
-            f"{store.path} cannot be computed again with this {backbone.name} ({spec.differences(here)}): name the "
+            f"{source.path} cannot be computed again with this {backbone.name} ({spec.differences(here)}): name the "
             f"weights that made it with {flags}"
         )
     device = choose_device(compute.device)
     batch_size = choose_batch_size(compute.batch_size, device)
-    forward = compile_forward(
+    return dataclasses.replace(compute, device=device, batch_size=batch_size)
+
+
+def compiled(backbone: Backbone, compute: Compute, batch_size: int) -> Forward:
+    """What runs a backbone as ``compute_by`` settled it, on batches of this size.
+
+    Raises:
+        BackboneError: it does not run here.
+    """
+    assert compute.runtime != "auto"
+    assert compute.precision != "auto"
+    return compile_forward(
         backbone,
         batch_size,
-        runtime=spec.runtime,
-        precision=spec.precision,
-        device=device,
+        runtime=compute.runtime,
+        precision=compute.precision,
+        device=compute.device,
         threads=compute.threads,
     )
-    return forward, batch_size
+
+
+def forward_of(
+    source: Specified, backbone: Backbone, compute: Compute | None = None, *, flags: str = "--weights FILE"
+) -> tuple[Forward, int]:
+    """What computes features by a spec, and the batch size that it wants; see ``compute_by``.
+
+    Raises:
+        BackboneError: the backbone, or the decoder here, is not that of the spec, or it does not run here.
+    """
+    settled = compute_by(source, backbone, compute, flags=flags)
+    assert settled.batch_size is not None
+    return compiled(backbone, settled, settled.batch_size), settled.batch_size

@@ -41,6 +41,11 @@ def data_root(settings: Settings) -> Path:
     raise DataError("no data set: name its folder with --data DIR, in CXR_DATA, or in cxr.toml ('cxr init --data DIR')")
 
 
+def films_folder(settings: Settings) -> Path | None:
+    """The folder that image paths are relative to, if a data set is named."""
+    return None if settings.data is None and settings.table is None else data_root(settings)
+
+
 def dataset_folder(settings: Settings) -> Path:
     """``cache/<dataset>``, named after the data folder; the only one in the cache where none is named.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import heads, machine, scale, statistics, trust
+from bench import heads, machine, predict, scale, statistics, trust
 from bench.foreign import FAULTS, LESSER, blanks, noises, png
 from bench.usual_heads import usual_loop
 from featcache.settings import load_settings
@@ -133,3 +133,21 @@ def test_the_benchmark_of_statistics_measures_all_that_it_shows(monkeypatch: pyt
     assert [len(line) for line in lines] == [len(statistics.HEADER)] * 5
     assert all(float(line[1]) >= 0 for line in lines)
     assert "a report of 8 rows × 2 seeds" in lines[3][0]
+
+
+def test_the_benchmark_of_predictions_measures_all_that_it_shows(
+    phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "ROUNDS", 1)
+    lines = predict.measure(phantoms, 88, 0.2, "tiny_network:tiny")
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    assert [row[0] for row in cells if row[0] not in ("---", "backbone", "network by, batches of 8")] == [
+        "tiny_network:tiny",
+        "onnxruntime",
+        "torch, eager",
+        "torch, an image a thread (features alone)",
+        "OpenVINO (features alone)",
+    ]
+    assert cells[2][1] == "88"
+    assert all(float(row[1]) > 0 for row in cells if row[1][:1].isdigit())
+    assert lines[-3].startswith("Probabilities of the graph on 88 films differ from torch's")

@@ -89,12 +89,16 @@ def _head_weights(arrays: Mapping[str, Array]) -> HeadWeights:
     return HeadWeights(hidden=HiddenWeights(**hidden) if hidden else None, kernel=arrays["kernel"], bias=arrays["bias"])
 
 
-def logits(weights: HeadWeights, features: NDArray[np.floating]) -> Array:
+def logits(
+    weights: HeadWeights, features: NDArray[np.floating], dtype: type[np.float32 | np.float64] = np.float32
+) -> Array:
     """Return one fitted head's logits in inference form (BatchNorm by its running statistics).
 
     Args:
         weights: the head.
         features: features, [N, D], any float type.
+        dtype: what is computed in. The sums of a float32 product differ in the last bits with the number of rows and a
+            row's place among them; those of float64 differ too, but no more once they are rounded to float32.
 
     Returns:
         Logits, [N, K] float32.
@@ -107,7 +111,7 @@ def logits(weights: HeadWeights, features: NDArray[np.floating]) -> Array:
         raise ValueError(f"logits: wanted features [N, {wanted}], got {list(features.shape)}")
     result = np.empty((len(features), weights.bias.size), dtype=np.float32)
     for start in range(0, len(features), CHUNK):
-        x = features[start : start + CHUNK].astype(np.float32)
+        x: NDArray[np.floating] = features[start : start + CHUNK].astype(dtype)
         if (layer := weights.hidden) is not None:
             x = np.maximum(x @ layer.kernel + layer.bias, 0)
             scale = layer.gamma / np.sqrt(layer.running_var + np.float32(BATCHNORM_EPSILON))

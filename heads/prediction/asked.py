@@ -1,0 +1,65 @@
+"""Which model a user means: by bundle, run, head or row, each with the operating point that he asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from featcache.errors import UsageError
+from featcache.settings import Settings
+from featcache.workspace import dataset_folder, films_folder
+from heads.prediction.bundle import load_bundle
+from heads.prediction.from_run import model_of_run
+from heads.prediction.model import HALF, Model
+from heads.statistics.operating_point import parse_rule
+
+
+def asked_model(
+    settings: Settings,
+    *,
+    bundle: Path | None = None,
+    code: Sequence[str] = (),
+    run: str | None = None,
+    head: int | None = None,
+    row: str | None = None,
+    operating_rule: str | None = None,
+) -> Model:
+    """The model that flags name; without any the head that ``cxr explain`` takes.
+
+    Args:
+        settings: name data set, cache and the rule of selection.
+        bundle: a bundle's folder, which needs none of these.
+        code: networks of the user's own that the bundle may name; see ``bundle.load_bundle``.
+        run: see ``from_run.chosen_row``, as for ``head`` and ``row``.
+        head: its index in the run.
+        row: its name in the report.
+        operating_rule: whose threshold is wanted; None for the first that val chose.
+
+    Raises:
+        UsageError: flags that exclude each other, or an unknown rule.
+        CxrError: no such model; see ``load_bundle`` and ``model_of_run``.
+    """
+    if head is not None and row is not None:
+        raise UsageError("--head and --row each name what is asked: give one of them")
+    if bundle is not None and (run is not None or head is not None or row is not None):
+        raise UsageError("--bundle holds its head: leave --run, --head and --row out")
+    if code and bundle is None:
+        raise UsageError("--backbone says what code a bundle may run: a run knows its networks")
+    rules = [] if operating_rule in (None, HALF.rule) else [_known(operating_rule or "")]
+    if bundle is not None:
+        model = load_bundle(bundle, code=code)
+        # Before networks are loaded.
+        model.choices["clean"].point(operating_rule)
+        return model
+    root = films_folder(settings)
+    return model_of_run(
+        dataset_folder(settings), run, head=head, row=row, rule=settings.select, operating_rules=rules, root=root
+    )
+
+
+def _known(rule: str) -> str:
+    try:
+        parse_rule(rule)
+    except ValueError as error:
+        raise UsageError(f"--operating-point: {error}") from error
+    return rule

@@ -1,0 +1,240 @@
+"""The model card of a bundle: what it is for, what it was made of, how good it is and where it ends.
+
+Its form is that of Hugging Face's cards: YAML in front, Markdown below. Its figures are of test, with intervals: they
+are read once the row is chosen and finished, as a report does.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from featcache.errors import UnreadableImageError
+from featcache.outlines import outlines_of
+from featcache.store import open_store
+from heads.choosing.decision import Decision
+from heads.choosing.rows import Row
+from heads.experiments.split_logits import SplitLogits
+from heads.prediction.model import Model
+from heads.reporting.figures import DECIDED, Figures, figures_of
+from heads.reporting.sealed import open_test
+from heads.statistics.intervals import Interval, Resamples
+from heads.statistics.metrics import evaluate
+
+METRICS = {"accuracy": "accuracy", "auc": "roc_auc", "sensitivity": "recall", "specificity": "specificity", "f1": "f1"}
+"""Our figures by what the hub calls them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tested:
+    """What test says of a finished model.
+
+    Attributes:
+        figures: of the clean view.
+        n: images.
+        patients: they are of so many.
+        flagged: share of the images that the distance flags; None where it is not known.
+    """
+
+    figures: Figures
+    n: int
+    patients: int
+    flagged: float | None
+
+
+def look_at_test(row: Row, model: Model, root: Path | None = None) -> Tested:
+    """Open test for a row that is chosen.
+
+    Args:
+        row: of ``from_run.chosen_row``.
+        model: of that row.
+        root: the data set's folder, whose files the distance looks at.
+
+    Raises:
+        RunError: the logits of test are missing or damaged.
+        StoreError: a store is damaged.
+    """
+    rules = tuple(row.choices["clean"].operating_points)
+    decision = Decision(dataset=model.dataset, rule="clean", operating_rules=rules, rows=(row,), notes=())
+    (test,) = open_test(decision)
+    logits, positive = test.of("clean"), row.run.positive
+    figures = figures_of(
+        test,
+        logits,
+        tuple(evaluate(one, test.label, positive) for one in logits),
+        Resamples(test.label == positive, test.patient),
+        positive=positive,
+        best=0,
+        temperature=row.choices["clean"].temperature,
+        points=row.choices["clean"].operating_points,
+    )
+    patients = len(set(test.patient_id))
+    return Tested(figures=figures, n=len(test.label), patients=patients, flagged=_flagged(test, model, root))
+
+
+def _flagged(test: SplitLogits, model: Model, root: Path | None) -> float | None:
+    """The share of test that is flagged, by what the distance was fitted with."""
+    if model.distance is None:
+        return None
+    stores = [open_store(source.path) for source in model.sources]
+    features = np.concatenate([store.features(test.image_id) for store in stores], axis=1)
+    outlines = None
+    if len(model.distance.outline):
+        if root is None:
+            return None
+        try:
+            outlines = outlines_of(stores[0].image_table, stores[0].rows(test.image_id), root, stores[0].spec)
+        except UnreadableImageError:
+            return None
+    return float(model.distance.flagged(features, outlines).mean())
+
+
+USE = """## How to use it
+
+```
+pip install cxr
+cxr predict --bundle . FILM…
+```
+
+It reads JPEG, PNG and DICOM. In Python: `load_bundle` of `heads.prediction.bundle`, `Predictor` of
+`heads.prediction.predictor`."""
+
+INTENDED = """## Intended use
+
+Research: comparing frozen backbones and heads, teaching, and as a baseline for studies on chest radiographs like those
+that it was fitted on.
+
+## Out of scope
+
+It is not a medical device. Nothing that it says is a diagnosis, nor may it sort patients, films or worklists, or stand
+in for a reader. It knows the classes below and no other finding. Films of other hospitals, detectors, ages or
+projections than those of its data set are out of scope until it has been tested on them."""
+
+TRUST = """Every answer says how far the image lies from the train images, as the percentile of val that lies nearer.
+Past {limit:g} it is flagged: do not trust it. That is to find photographs, blank images, other parts of the body,
+negatives and turned films (how well it does: docs/trust.md of cxr). It does not find that a chest film is of another
+hospital or age, and an answer that is not flagged may be wrong all the same.{share}{blind}"""
+
+LICENCE = """## Licence
+
+The heads: {licence}. cxr: Apache-2.0. The backbone's weights and the data set have licences of their own, which hold
+for what is made of them: look at where they come from."""
+
+
+def card_of(model: Model, row: Row, test: Tested, licence: str = "unknown") -> str:
+    """The card, Markdown with YAML in front.
+
+    Args:
+        model: what is described.
+        row: the row that it was made of.
+        test: what test says of it.
+        licence: of the heads, as the hub spells licences.
+    """
+    sections = [_front(model, test, licence), f"# {model.name}", _summary(model), USE, INTENDED, _data(model, row)]
+    sections += [_figures(model, test), _trust(model, test), _limits(model, row, test), _provenance(model)]
+    return "\n\n".join([*sections, LICENCE.format(licence=licence)]) + "\n"
+
+
+def _front(model: Model, test: Tested, licence: str) -> str:
+    """YAML whose strings are JSON's, which YAML reads too."""
+    figures = {name: test.figures.interval(name) for name in METRICS}
+    lines = [f"license: {json.dumps(licence)}", "library_name: cxr", "pipeline_tag: image-classification", "tags:"]
+    lines += ["- chest-x-ray", "- medical-imaging", "- frozen-backbone", "- research-use-only", "model-index:"]
+    lines += [f"- name: {json.dumps(model.name)}", "  results:", "  - task:", "      type: image-classification"]
+    lines += ["    dataset:", f"      name: {json.dumps(model.dataset)}", f"      type: {json.dumps(model.dataset)}"]
+    lines += ["      split: test", "    metrics:"]
+    for name, interval in figures.items():
+        if interval is not None:
+            said = f"{name} at threshold 0.5, 95 % interval {interval.low:.4f} to {interval.high:.4f}"
+            said = said.replace(" at threshold 0.5", "") if name == "auc" else said
+            lines += [
+                f"    - type: {METRICS[name]}",
+                f"      value: {interval.value:.4f}",
+                f"      name: {json.dumps(said)}",
+            ]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _summary(model: Model) -> str:
+    networks = ", ".join(f"`{source.spec.backbone}` ({source.spec.image_size} px)" for source in model.sources)
+    heads = sum(len(member.heads) for member in model.members)
+    what = "a head" if heads == 1 else f"the mean of {heads} heads"
+    return (
+        f"{what[0].upper()}{what[1:]} on the features of frozen {networks}, which tells {' from '.join(model.classes)} "
+        "on chest radiographs.\n\n> **Research use only. Not a medical device.**"
+    )
+
+
+def _data(model: Model, row: Row) -> str:
+    n, rule = row.run.n, row.run.split_rule
+    apart = {
+        "patient": "no patient is in both train and val",
+        "paper": f"{row.run.straddling} patients have images in both train and val, so figures of val flatter",
+        "folders": "as the folders are",
+    }[rule]
+    return (
+        f"## Data\n\nFitted on `{model.dataset}`: {n['train']} train, {n['val']} val and {n['test']} test images, "
+        f"split `{rule}` ({apart}). Classes: {', '.join(model.classes)}; positive is {model.classes[model.positive]}. "
+        "Val chose the head, its temperature and its thresholds; test was looked at once all that was done."
+    )
+
+
+def _figures(model: Model, test: Tested) -> str:
+    figures = test.figures
+    before, after, temperature = figures.calibration, figures.scaled, model.choices["clean"].temperature
+    lines = ["## Figures", ""]
+    lines += [f"On test, {test.n} images of {test.patients} patients, clean view; 95 % intervals by patient.", ""]
+    if len(model.classes) == 2:
+        lines += ["| decided at | threshold | accuracy | sensitivity | specificity | F1 |"]
+        lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+        cuts: list[tuple[str, float, str | None]] = [("0.5", 0.5, None)]
+        cuts += [(rule, one.points[0].threshold, rule) for rule, one in figures.points.items()]
+        for said, threshold, rule in cuts:
+            cells = [_ranged(figures.interval(name, rule)) for name in DECIDED]
+            lines.append(f"| {said} | {threshold:.3f} | {' | '.join(cells)} |")
+        lines += ["", "Thresholds were chosen on val, on probabilities before the temperature.", ""]
+    else:
+        lines += [f"Accuracy {_ranged(figures.interval('accuracy'))}.", ""]
+    scaled = f"{after.expected_calibration_error:.3f} and {after.brier:.3f}"
+    lines += [f"AUC {_ranged(figures.interval('auc'))}.", ""]
+    lines += [f"Expected calibration error {before.expected_calibration_error:.3f}, Brier score {before.brier:.3f};"]
+    lines += [f"at the temperature {temperature:.2f}, fitted on val, {scaled}."]
+    return "\n".join(lines)
+
+
+def _trust(model: Model, test: Tested) -> str:
+    title = "## When not to trust an answer\n\n"
+    if model.distance is None:
+        return f"{title}This bundle cannot tell how far a film lies from those that it was fitted on."
+    share = "" if test.flagged is None else f" Of the test images it flags {100 * test.flagged:.1f} %."
+    blind = "" if len(model.distance.outline) else " It goes by features alone, which hardly know a negative."
+    return title + TRUST.format(limit=model.distance.limit, share=share, blind=blind)
+
+
+def _limits(model: Model, row: Row, test: Tested) -> str:
+    lines = [
+        "One data set: what it says of films from elsewhere is not known.",
+        f"{test.n} test images know an accuracy only to a few points; the intervals say how many.",
+        "Test may differ from train in more than the patients, and val then flatters: compare the two in the report.",
+        "Text and markers burnt into a film are seen as part of it, and may be what was learnt.",
+    ]
+    if row.run.n["val"] < 100:
+        lines.append(f"Val has only {row.run.n['val']} images: what it chose is mostly chance.")
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in (*lines, *model.notes))
+
+
+def _provenance(model: Model) -> str:
+    rows = [("what", "which"), ("---", "---")]
+    for number, spec in enumerate(source.spec for source in model.sources):
+        rows.append((f"network {number}", f"`{spec.backbone}`, weights `{spec.weights_sha256}`"))
+        rows.append((f"spec {number}", f"`{spec.fingerprint}`"))
+    rows += [*model.provenance.items(), ("bundled by cxr", version("cxr"))]
+    return "\n".join(["## Provenance", "", *(f"| {left} | {right.replace('|', '/')} |" for left, right in rows)])
+
+
+def _ranged(interval: Interval | None) -> str:
+    return "–" if interval is None else f"{interval.value:.3f} ({interval.low:.3f}–{interval.high:.3f})"

@@ -1,0 +1,1 @@
+"""A fitted head put to use."""

@@ -1,0 +1,169 @@
+"""``cxr predict`` as its users and their scripts see it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import SECRET, dicom
+from test_cli import SETTINGS, cxr, done
+
+from featcache.decode import decode
+from heads.experiments.runs import load_logits, run_folders
+
+
+@pytest.fixture(scope="module")
+def work(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with settings, films, their features and fitted heads."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "cxr.toml").write_text(SETTINGS + 'data = "films"\n')
+    shutil.copytree(phantoms, folder / "films")
+    done("extract", cwd=folder)
+    done("fit-head", cwd=folder)
+    return folder
+
+
+def val_ids(work: Path) -> list[str]:
+    return list(load_logits(run_folders(work / "cache" / "films")[0]).image_id)
+
+
+def test_json_has_the_keys_that_others_script_against_in_the_order_asked_for(work: Path) -> None:
+    names = val_ids(work)
+    said = done("predict", *names, "--json", cwd=work)
+    rows = said.json
+    first = ["path", "probability", "decision", "distance_percentile", "flagged", "reason"]
+    assert all(list(row)[:6] == first for row in rows)
+    assert [row["path"] for row in rows] == [f"films/{name}" for name in names]
+    kept = load_logits(run_folders(work / "cache" / "films")[0])
+    explained = done("explain", "--json", "--out", "maps", names[0], cwd=work).json
+    np.testing.assert_allclose([row["logits"] for row in rows], kept.logits[explained["head"]], atol=1e-5)
+    assert explained["name"] == rows[0]["head"]
+    for row in rows:
+        assert row["decision"] == ("PNEUMONIA" if row["probability"] >= row["threshold"] else "NORMAL")
+        assert row["flagged"] == (row["distance_percentile"] > 95)
+        assert bool(row["warning"]) == row["flagged"]
+        assert row["operating_point"] == "youden"
+        assert row["probabilities"]["PNEUMONIA"] == row["probability"]
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
+    assert f"by {rows[0]['head']} (run " in said.err
+    assert "operating point youden, chosen on val" in said.err
+    # By construction at most a twentieth of val is flagged.
+    assert sum(row["flagged"] for row in rows) <= 0.05 * len(rows)
+
+
+def test_csv_and_table_say_the_same_as_json_and_a_file_the_same_as_stdout(work: Path, tmp_path: Path) -> None:
+    asked = ["predict", "films/test", "nothing.png"]
+    rows = done(*asked, "--json", cwd=work).json
+    text = done(*asked, "--format", "csv", cwd=work).out
+    table = done(*asked, cwd=work).out
+    for form, wanted in (("csv", text), ("table", table)):
+        told = done(*asked, "--format", form, "--out", tmp_path / "deep" / form, cwd=work)
+        assert told.out == ""
+        assert (tmp_path / "deep" / form).read_text() == wanted
+    lines = list(csv.DictReader(io.StringIO(text)))
+    assert len(lines) == len(rows) == 25
+    shown = table.splitlines()[1:]
+    for row, line, words in zip(rows, lines, shown, strict=True):
+        assert line["path"] == row["path"]
+        assert line["decision"] == (row["decision"] or "")
+        assert line["flagged"] == {True: "true", False: "false", None: ""}[row["flagged"]]
+        assert line["probability"] == ("" if row["probability"] is None else repr(row["probability"]))
+        assert row["path"] in words
+        if row["probability"] is not None:
+            assert words.startswith(f"{100 * row['probability']:>7.1f} %  {row['decision']}")
+    assert (rows[-1]["reason"], rows[-1]["probability"]) == ("no such file", None)
+    assert shown[-1].endswith("nothing.png: no such file")
+
+
+def test_all_failed_is_an_error_and_one_of_many_is_none(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    failed = cxr("predict", tmp_path / "empty.png", tmp_path / "no.png", "--json", cwd=work)
+    assert failed.code == 1
+    assert [row["reason"] for row in failed.json] == ["empty file", "no such file"]
+    assert f"cxr: none of 2 files could be read ({tmp_path / 'empty.png'}: empty file)" in failed.err
+    assert done("predict", tmp_path / "empty.png", val_ids(work)[0], cwd=work).code == 0
+
+
+def test_a_file_stays_as_it_was_where_the_command_fails(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "answers.csv").write_text("before")
+    refused = cxr("predict", "films/test", "--head", "99", "--out", tmp_path / "answers.csv", cwd=work)
+    assert "no head 99" in refused.error
+    assert (tmp_path / "answers.csv").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.csv"]
+
+
+def test_rows_ensembles_views_and_rules_by_flag(work: Path) -> None:
+    name = val_ids(work)[0]
+    rows = done("report", "--ensembles", "--json", cwd=work).json["rows"]
+    ensemble = next(row for row in rows if row["ensemble"])
+    for flags, views in (([], 1), (["--view-mean"], 2), (["--views", "4"], 4)):
+        said = done("predict", name, "--row", ensemble["name"], *flags, "--json", cwd=work)
+        (answer,) = said.json
+        assert (answer["head"], answer["views"]) == (ensemble["name"], views)
+        assert ("mean over" in said.err) == (views > 1)
+        assert ("those that val chose for the mean over 2 views" in said.err) == (views == 4)
+    for rule in ("f1", "specificity>=0.9", "0.5"):
+        (answer,) = done("predict", name, "--operating-point", rule, "--json", cwd=work).json
+        assert answer["operating_point"] == rule
+    assert answer["threshold"] == 0.5
+
+
+def test_wrong_flags_are_one_line(work: Path) -> None:
+    def refused(*flags: str, code: int = 1) -> str:
+        return cxr("predict", "films/test", *flags, cwd=work).line_of_exit(code)
+
+    assert "--operating-point: no rule 'best'" in refused("--operating-point", "best", code=2)
+    assert "--head and --row" in refused("--head", "1", "--row", "x", code=2)
+    assert "--format is 'xml'" in refused("--format", "xml", code=2)
+    assert "no row 'x' in the report" in refused("--row", "x")
+    assert "no run none" in refused("--run", "none")
+    assert "2 weights for 1 networks" in refused("--weights", "a", "--weights", "b", code=2)
+    assert cxr("predict", "films/none*.png", cwd=work).error == "no file matches films/none*.png"
+
+
+def test_dicom_shows_its_projection_and_no_word_of_a_patient(work: Path, tmp_path: Path) -> None:
+    pixels = decode((work / "films" / val_ids(work)[0]).read_bytes())
+    for name, place, modality in (("pa", "PA", "CR"), ("lateral", "LL", "DX"), ("ct", "PA", "CT")):
+        (tmp_path / f"{name}.dcm").write_bytes(dicom(pixels, ViewPosition=place, Modality=modality))
+    frames = np.stack([pixels] * 2)
+    (tmp_path / "video.dcm").write_bytes(dicom(frames[0], NumberOfFrames=2, encoded=frames.tobytes()))
+    for form in ("json", "csv", "table"):
+        said = done("predict", tmp_path, "--format", form, cwd=work)
+        assert SECRET not in said.out + said.err
+    by_name = {Path(row["path"]).stem: row for row in done("predict", tmp_path, "--json", cwd=work).json}
+    assert (by_name["pa"]["projection"], by_name["lateral"]["projection"]) == ("PA", "lateral")
+    assert by_name["ct"]["reason"] == "no radiograph: modality CT; wanted CR, DX, DR, RG"
+    assert "frames" in by_name["video"]["reason"]
+
+
+def test_a_name_moves_no_cursor(work: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "a\x1b[2Jb\n.jpeg"
+    shutil.copy(work / "films" / val_ids(work)[0], odd)
+    lines = done("predict", odd, cwd=work).out.splitlines()
+    assert len(lines) == 2
+    assert done("predict", odd, "--json", cwd=work).json[0]["path"] == str(odd)
+
+
+def test_distances_are_measured_once_and_a_damaged_file_again(work: Path) -> None:
+    name = val_ids(work)[0]
+    before = done("predict", name, "--json", cwd=work).json
+    (kept,) = (work / "cache" / "films" / "distances").iterdir()
+    written = kept.stat().st_mtime_ns
+    done("predict", name, cwd=work)
+    assert kept.stat().st_mtime_ns == written
+    content = kept.read_bytes()
+    kept.write_bytes(content[: len(content) // 2])
+    assert done("predict", name, "--json", cwd=work).json == before
+    assert kept.read_bytes() == content
+
+
+def test_without_the_films_at_hand_features_alone_tell_how_far_they_lie(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "cache", tmp_path / "cache")
+    film = work / "films" / val_ids(work)[0]
+    said = done("predict", film, "--data", "films", "--json", cwd=tmp_path)
+    assert "told by features alone" in said.err
+    assert 0 <= said.json[0]["distance_percentile"] <= 100
