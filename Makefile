@@ -4,7 +4,7 @@ BIN := .venv/bin
 PHANTOMS := cache/demo/phantoms
 DATA ?= $(PHANTOMS)
 
-.PHONY: demo test faults check format bench-extract bench-scale bench-loading bench-heads bench-statistics bench-trust bench-serve results clean
+.PHONY: demo test faults check format bench-extract bench-scale bench-loading bench-heads bench-statistics bench-predict bench-serve bench-trust results clean
 
 demo: .venv/installed  ## the whole main job, on synthetic phantoms or on DATA=/path/to/chest_xray
 ifeq ($(DATA),$(PHANTOMS))
@@ -48,6 +48,9 @@ bench-statistics: .venv/installed  ## intervals against peers, and a report of 2
 
 bench-trust: .venv/installed  ## what is flagged as far from train: DATA=chest_xray FOREIGN=pictures; writes docs/trust.md
 	$(BIN)/python -m bench.trust --data $(DATA) --foreign $(FOREIGN) --write
+
+bench-predict: .venv/installed  ## predict against extract, an ONNX graph against torch and OpenVINO: DATA=chest_xray; writes its section
+	$(BIN)/python -m bench.predict --data $(DATA) --write
 
 bench-serve: .venv/installed  ## the web server under 64 clients beside cxr predict: DATA=chest_xray, whose run lies in the cache
 	$(BIN)/python -m bench.serve --data $(DATA) --write

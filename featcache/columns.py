@@ -11,11 +11,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.images import ImageTable, strings
+from featcache.images import ImageTable
 from featcache.parts import damaged
 
 TEXT_COLUMNS = ("image_id", "patient_id", "split", "image_sha256")
 """Those of the image table that hold text."""
+
+DECODED_AT_ONCE = 65_536
+"""Values of a column: as many bytes objects stand beside the column and its strings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,15 @@ def text_bytes(values: list[str]) -> NDArray[np.bytes_]:
 def _decoded(column: NDArray[Any]) -> NDArray[np.object_]:
     """Text as strings, equal ones once: a split's name, or a patient's, stands beside many images."""
     known: dict[bytes, str] = {}
-    return strings([known.get(value) or known.setdefault(value, value.decode()) for value in column.tolist()])
+    decoded = np.empty(len(column), object)
+    for start in range(0, len(column), DECODED_AT_ONCE):
+        some = column[start : start + DECODED_AT_ONCE].tolist()
+        decoded[start : start + len(some)] = [
+            known.get(value) or known.setdefault(value, value.decode()) for value in some
+        ]
+        if len(known) > DECODED_AT_ONCE:
+            known.clear()  # These are names of images, or hashes: hardly two are equal.
+    return decoded
 
 
 def _name(value: str | bytes) -> str:

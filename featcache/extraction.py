@@ -8,20 +8,25 @@ more views and renaming files are one mechanism. This module says what is to be 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featcache import atomic
 from featcache.backbones import Backbone
 from featcache.check import Quarantined, Scan
 from featcache.engines import Engine, InProcess
 from featcache.errors import DataError
+from featcache.hardware import device_in_words
 from featcache.index import exclusive, write_index
 from featcache.parts import PartHeader
+from featcache.passes import Pass, note_pass
 from featcache.planning import Job, chunks_of, first_missing, plan
 from featcache.progress import Clock, Progress
 from featcache.runtime import Compute, choose_batch_size, device_of
@@ -141,10 +146,32 @@ def extract(
     _refuse(_rows_of(unreadable, scanned), strict=strict, left=len(set(scanned.table.sha256) - unreadable.keys()))
     progress = clock.progress()
     mine = {scanned.table.sha256[row] for _, rows in chunks for row in rows} - unreadable.keys()
-    return [
+    summaries = [
         _finish(scanned, job, views, share, unreadable, mine, int(others), progress, tuple(clock.notes))
         for job, others in zip(jobs, elsewhere, strict=True)
     ]
+    _note(summaries, compute)
+    return summaries
+
+
+def _note(summaries: Sequence[Summary], compute: Compute) -> None:
+    """Leave a note of the pass in each store that it added to."""
+    for summary in summaries:
+        if summary.extracted:
+            store, device = Path(summary.store), device_of(compute)
+            ended = Pass(
+                ended=datetime.now(UTC).isoformat(timespec="seconds"),
+                images=summary.extracted,
+                views=summary.views,
+                backbones=len(summaries),
+                seconds=summary.seconds,
+                images_per_second=summary.images_per_second,
+                limited_by=summary.limited_by,
+                device=device if compute.elsewhere else device_in_words(device),
+            )
+            # The features are whole; what only describes how they came about is no reason to fail.
+            with contextlib.suppress(atomic.WriteError), exclusive(store):
+                note_pass(store, ended)
 
 
 def _refuse(lost: Sequence[Quarantined], *, strict: bool, left: int) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from featcache.backbones import Backbone
 from featcache.errors import BackboneError
-from featcache.runtime import Forward, OutOfMemoryError, choose_streams
+from featcache.runtime import Forward, OutOfMemoryError, choose_streams, keep_to_one_thread
 from featcache.settings import usable_cores
 from featcache.spec import Precision, Runtime
 
@@ -71,7 +71,7 @@ def _torch(backbone: Backbone, batch_size: int, precision: Precision, device: st
     if device != "cpu":
         return _on_cuda(features_of, (batch_size, 3, *[backbone.preprocessing.image_size] * 2), device)
     # Several threads on one image would cut oneDNN's sums by their number, and change the last bits with it.
-    pool = ThreadPoolExecutor(threads, "network", torch.set_num_threads, (1,))
+    pool = ThreadPoolExecutor(threads, "network", keep_to_one_thread)
 
     def image_a_thread(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         with _explained_memory():
@@ -107,7 +107,7 @@ def _openvino(backbone: Backbone, batch_size: int, precision: Precision, threads
     side = backbone.preprocessing.image_size
     example = torch.zeros((batch_size, 3, side, side), dtype=torch.uint8)
     streams = choose_streams("openvino", "cpu", threads)
-    with _quiet_conversion(), _without_telemetry():
+    with quiet_conversion(), _without_telemetry():
         # Through the frontend and not openvino.convert_model, which would report what it converts.
         import openvino
         from openvino.frontend import FrontEndManager
@@ -167,7 +167,7 @@ def _explained_memory() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_conversion() -> Iterator[None]:
+def quiet_conversion() -> Iterator[None]:
     """Silence what export and conversion say of their own insides; failures still raise."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

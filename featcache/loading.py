@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from featcache.check import forget_folders, read_file
 from featcache.decode import Decoded, UnreadableImageError, decode_for, oversize_is_an_error
+from featcache.runtime import keep_to_one_thread
 from featcache.views import Geometry, render
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def in_threads(
     """Yield an iterator over what ``load`` makes of each piece of work; see ``load_ahead``."""
     forget_folders()
     # Each thread renders one image; torch splitting a small image further would only get in the network's way.
-    pool = ThreadPoolExecutor(threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, "decode", initializer=keep_to_one_thread)
     try:
         with oversize_is_an_error():
             yield _in_order(pool, load, work, max(LEAST_TASKS, 2 * threads), renderings)

@@ -139,3 +139,12 @@ def choose_streams(runtime: Runtime, device: str, threads: int) -> int:
     if device != "cpu":
         return 2
     return 1 if runtime == "torch" else min(threads, max(2, threads // 4))
+
+
+def keep_to_one_thread() -> None:
+    """Make this thread compute torch's operations alone, whatever others are set to: a sum's last bits hang on it.
+
+    A thread takes the process's number at its first operation, over what was set in it before. So it is asked first.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(1)

@@ -5,6 +5,7 @@ A split is made when a head is fitted and never baked into a store. All randomne
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from featcache.errors import DataError
-from featcache.images import ImageTable
+from featcache.images import ImageTable, Strings
 
 SplitRule = Literal["patient", "paper", "folders"]
 
@@ -78,8 +79,8 @@ def split(table: ImageTable, rule: SplitRule = "patient", *, seed: int = 0, val_
                 f"split {rule!r} leaves no {name} images of {len(table)}: "
                 + ("name another with --split patient" if rule != "patient" else "there are too few patients to divide")
             )
-    straddling = np.intersect1d(table.patient_id[train].astype(str), table.patient_id[val].astype(str))
-    return Split(rule=rule, seed=seed, train=train, val=val, test=test, straddling=tuple(map(str, straddling)))
+    straddling = set(table.patient_id[train]) & set(table.patient_id[val])
+    return Split(rule=rule, seed=seed, train=train, val=val, test=test, straddling=tuple(sorted(straddling)))
 
 
 def patient_groups(table: ImageTable) -> NDArray[np.int64]:
@@ -87,17 +88,24 @@ def patient_groups(table: ImageTable) -> NDArray[np.int64]:
 
     The same film under two patient numbers would put one image on both sides of a split.
     """
-    _, patient = np.unique(table.patient_id.astype(str), return_inverse=True)
+    # Python's own strings, in dictionaries: as arrays of text a million hashes take a gigabyte to sort.
+    patient = _numbered(table.patient_id, sorted(set(table.patient_id)))
     hashed = table.sha256 != ""
     if not hashed.any():
-        return patient.astype(np.int64)
-    _, content = np.unique(table.sha256[hashed].astype(str), return_inverse=True)
+        return patient
+    content = _numbered(table.sha256[hashed], dict.fromkeys(table.sha256[hashed]))
     size = int(patient.max()) + 1, int(content.max()) + 1
     # Bipartite graph, patients and contents as nodes: its connected components are the groups.
     edges = coo_array((np.ones(len(content)), (patient[hashed], content + size[0])), shape=(sum(size), sum(size)))
     _, component = connected_components(edges, directed=False)
     groups: NDArray[np.int64] = component[patient].astype(np.int64)
     return groups
+
+
+def _numbered(values: Strings, names: Iterable[str]) -> NDArray[np.int64]:
+    """The place of each value among some names, [N]."""
+    place = {name: number for number, name in enumerate(names)}
+    return np.fromiter(map(place.__getitem__, values), np.int64, len(values))
 
 
 def _first_by_name(table: ImageTable, pool: Rows, share: float) -> Rows:

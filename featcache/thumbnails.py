@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from featcache.check import read_file
-from featcache.decode import UnreadableImageError, decode_for, oversize_is_an_error
+from featcache.decode import Pixels, UnreadableImageError, decode_for, oversize_is_an_error
 
 QUALITY = 80
 """JPEG quality: enough to see what a film is of."""
@@ -29,13 +29,32 @@ def thumbnail(root: Path, image_id: str, side: int = 160) -> bytes:
         UnreadableImageError: the file cannot be read; the message begins with its name.
     """
     try:
-        with oversize_is_an_error():
-            # As decoding shrinks by its shorter side: twice what is shown leaves the resizing something to average.
-            film = decode_for(read_file(root, image_id), [2 * side])[2 * side]
+        return thumbnail_of(read_file(root, image_id), side)
     except UnreadableImageError as error:
         raise UnreadableImageError(f"{image_id}: {error}") from error
-    picture = Image.fromarray(film.pixels)
+
+
+def thumbnail_of(data: bytes, side: int = 160) -> bytes:
+    """The same of a file's bytes.
+
+    Raises:
+        UnreadableImageError: they are no image; the message is the reason.
+    """
+    with oversize_is_an_error():
+        # As decoding shrinks by its shorter side: twice what is shown leaves the resizing something to average.
+        film = decode_for(data, [2 * side])[2 * side]
+    return jpeg(shrunk(film.pixels, side))
+
+
+def shrunk(pixels: Pixels, side: int) -> Image.Image:
+    """An image whose longer side is at most ``side`` pixels; never enlarged."""
+    picture = Image.fromarray(pixels)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return picture
+
+
+def jpeg(picture: Image.Image, *, coloured: bool = False) -> bytes:
+    """A picture as JPEG; the small details of colour are kept where colour says something."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY)
+    picture.save(buffer, "JPEG", quality=QUALITY, subsampling=0 if coloured else 2)
     return buffer.getvalue()

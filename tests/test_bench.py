@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import heads, machine, scale, statistics
+from bench import heads, machine, predict, scale, statistics, trust
+from bench.foreign import FAULTS, LESSER, blanks, noises, png
 from bench.usual_heads import usual_loop
+from featcache.settings import load_settings
+from featcache.store import open_store
 from heads import HeadConfig, fit
 from heads.training import train
 
@@ -55,6 +58,27 @@ def test_a_table_is_printed_and_comes_back_as_markdown(capsys: pytest.CaptureFix
         "| read/write | 1.0 |",
     ]
     assert "read|write" in capsys.readouterr().out
+
+
+def test_the_trust_benchmark_shows_every_kind_and_opens_test_only_where_asked(
+    phantom_store: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust, "LEGS", 2)
+    (tmp_path / "kind" / "nested").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "kind" / "one.png").write_bytes(png(blanks(64)[0]))
+    (tmp_path / "kind" / "README.txt").write_text("no picture")
+    store, settings = open_store(phantom_store), load_settings({"data": phantoms})
+    found = [trust.measure(store, phantoms, tmp_path, settings, sealed=sealed) for sealed in (True, False)]
+    assert [kind for kind in found[1] if kind not in found[0]] == ["test, all", "test, NORMAL", "test, PNEUMONIA"]
+    assert all(found[1][kind] == told for kind, told in found[0].items())
+    assert {f"val, {kind}" for kind in (*FAULTS, *LESSER)} < found[0].keys()
+    assert (found[0]["kind"][0], found[0]["noise"][0], found[1]["test, all"][0]) == (1, len(noises()), 24)
+    assert "empty" not in found[0]
+    val, flagged = found[0]["val (5 by construction)"]
+    assert flagged == sum(100 * rank / val > 95 for rank in range(val)) / val
+    assert [line[0] for line in trust.rows_of(found[:1])] == list(found[0])
+    assert len(trust.rows_of([found[0], found[0]])[0]) == 4
 
 
 def test_the_scale_benchmark_measures_all_that_it_shows(tmp_path: Path) -> None:
@@ -109,3 +133,21 @@ def test_the_benchmark_of_statistics_measures_all_that_it_shows(monkeypatch: pyt
     assert [len(line) for line in lines] == [len(statistics.HEADER)] * 5
     assert all(float(line[1]) >= 0 for line in lines)
     assert "a report of 8 rows × 2 seeds" in lines[3][0]
+
+
+def test_the_benchmark_of_predictions_measures_all_that_it_shows(
+    phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "ROUNDS", 1)
+    lines = predict.measure(phantoms, 88, 0.2, "tiny_network:tiny")
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    assert [row[0] for row in cells if row[0] not in ("---", "backbone", "network by, batches of 8")] == [
+        "tiny_network:tiny",
+        "onnxruntime",
+        "torch, eager",
+        "torch, an image a thread (features alone)",
+        "OpenVINO (features alone)",
+    ]
+    assert cells[2][1] == "88"
+    assert all(float(row[1]) > 0 for row in cells if row[1][:1].isdigit())
+    assert lines[-3].startswith("Probabilities of the graph on 88 films differ from torch's")

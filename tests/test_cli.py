@@ -429,6 +429,20 @@ def test_every_command_with_a_result_has_json() -> None:
 # ---- forms of the report
 
 
+def test_the_page_is_a_file_of_its_own_that_names_no_folder_of_this_machine(job: Job, tmp_path: Path) -> None:
+    page = tmp_path / "out" / "page.html"
+    result = done("report", "--html", page, "--view-mean", cwd=job.folder)
+    assert f"wrote {page}" in result.err
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    assert "mean over the views" in text
+    assert "cxr report --html page.html --view-mean" in text
+    assert str(tmp_path) not in text
+    assert str(job.folder) not in text
+    # What is printed besides is the same as without it.
+    assert result.out == done("report", "--view-mean", cwd=job.folder).out
+
+
 def test_the_reports_forms_tell_the_same_figures(job: Job) -> None:
     rows = done("report", "--json", cwd=job.folder).json["rows"]
     table = list(csv.DictReader(io.StringIO(done("report", "--format", "csv", cwd=job.folder).out)))

@@ -47,6 +47,8 @@ def test_json_has_the_keys_that_others_script_against_in_the_order_asked_for(wor
         assert row["flagged"] == (row["distance_percentile"] > 95)
         assert bool(row["warning"]) == row["flagged"]
         assert row["operating_point"] == "youden"
+        assert row["probabilities"]["PNEUMONIA"] == row["probability"]
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
     assert f"by {rows[0]['head']} (run " in said.err
     assert "operating point youden, chosen on val" in said.err
     # By construction at most a twentieth of val is flagged.

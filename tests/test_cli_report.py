@@ -117,10 +117,22 @@ def test_curves_of_an_ensemble_are_those_of_its_members(work: Path) -> None:
             ("--curves", "--row", "resnet50.tv_in1k, hiden 256"),
             "no row 'resnet50.tv_in1k, hiden 256' in the table; did",
         ),
+        (("--pictures",), "--pictures and --weights are of the page: say --html FILE too"),
+        (("--weights", "w.pth", "--html", "p.html"), "--weights are those of --pictures"),
     ],
 )
 def test_what_cannot_be_drawn_is_wrong_usage(work: Path, flags: tuple[str, ...], told: str) -> None:
     assert told in cxr("report", "--data", "films", *flags, cwd=work).line_of_exit(2)
+
+
+def test_pictures_without_the_films_are_an_error_and_no_page_is_written(work: Path, tmp_path: Path) -> None:
+    flags = ("--html", tmp_path / "page.html", "--pictures")
+    refused = cxr("report", "--data", "elsewhere/films", *flags, cwd=work)
+    assert (refused.code, refused.err.splitlines()[-1]) == (
+        1,
+        "cxr: elsewhere/films is not there: --pictures wants the films; name their folder with --data DIR",
+    )
+    assert not (tmp_path / "page.html").exists()
 
 
 # ---- real terminals and none

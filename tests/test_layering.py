@@ -115,6 +115,9 @@ TEST_FILE = "test.npz"
         "heads.choosing.ensembles",
         "heads.choosing.rows",
         "heads.training.train",
+        "heads.prediction.asked",
+        "heads.prediction.from_run",
+        "heads.prediction.predictor",
     ],
 )
 def test_what_chooses_cannot_reach_what_opens_test(module: str) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cxr.options import Cache, Config, Data, Json, Select, TableFile
-from cxr.terminal import note, one_of, out, print_curves, print_json, print_table
+from cxr.options import Cache, Config, Data, Json, Select, TableFile, WeightsOfStore
+from cxr.terminal import bar, note, one_of, out, print_curves, print_json, print_table
 from featcache.errors import UsageError, nearest
-from featcache.settings import load_settings
+from featcache.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from heads.page.pictures import Pictures
     from heads.reporting.report import Report, ReportRow
+    from heads.reporting.tables import Shown
 
 
 def report(
@@ -36,6 +40,11 @@ def report(
         bool, typer.Option("--curves", help="Draw loss by epoch of the selected row, or of --row, in the terminal.")
     ] = False,
     row: Annotated[str | None, typer.Option("--row", metavar="NAME", help="Whose curves, as the table says.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the page there.")] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="In the page: films that are judged wrongly or barely, with evidence.")
+    ] = False,
+    weights: WeightsOfStore = None,
     figures: Annotated[Path | None, typer.Option("--figures", metavar="DIR", help="Write pictures there.")] = None,
     figure_format: Annotated[str, typer.Option("--figure-format", help="png or svg.")] = "png",
     data: Data = None,
@@ -51,6 +60,10 @@ def report(
         raise UsageError(f"--curves are drawn below the table or told in JSON, not in --format {form}")
     if row is not None and not curves:
         raise UsageError("--row says whose curves are drawn: say --curves too")
+    if html is None and (pictures or weights):
+        raise UsageError("--pictures and --weights are of the page: say --html FILE too")
+    if weights is not None and not pictures:
+        raise UsageError("--weights are those of --pictures: say it too")
     flags = {"data": data, "table": table, "cache": cache, "select": select, "ensembles": ensembles}
     settings = load_settings(flags, config)
     from featcache.workspace import dataset_folder
@@ -63,8 +76,9 @@ def report(
         rules = [operating_point] if operating_point and parse_rule(operating_point) else []
     except ValueError as error:
         raise UsageError(f"--operating-point: {error}") from error
+    dataset = dataset_folder(settings)
     built = build_report(
-        dataset_folder(settings),
+        dataset,
         run or (),
         rule=settings.select,
         ensembles=settings.ensembles,
@@ -82,6 +96,14 @@ def report(
         _draw(drawn)
     else:
         print((markdown if form == "markdown" else as_csv)(built, shown), end="")
+    if html is not None:
+        from featcache import atomic
+        from heads.page.page import build_page
+        from heads.page.rendering import render
+
+        page = build_page(built, dataset, shown, command=_command())
+        atomic.write_text(html, render(page, _pictures(built, dataset, settings, shown, weights) if pictures else None))
+        note(f"wrote {html}")
     if figures is not None:
         from heads.reporting.plots import write_figures
 
@@ -116,3 +138,16 @@ def _curves_json(rows: Sequence[ReportRow]) -> dict[str, object]:
     from heads.reporting.terminal_curves import curves_json
 
     return {"curves": [curves_json(row) for row in rows]}
+
+
+def _pictures(built: Report, dataset: Path, settings: Settings, shown: Shown, weights: str | None) -> Pictures:
+    from heads.page.picture_lists import build_pictures
+
+    with bar("pictures") as tell:
+        return build_pictures(built, dataset, settings, shown, weights=weights, on_step=tell)
+
+
+def _command() -> str:
+    """The command as it was typed, without the folders above what absolute paths name: a page is passed on."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["cxr", *words])

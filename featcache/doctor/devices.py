@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import platform
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import numpy as np
 
 from featcache.doctor.finding import Finding, guarded
 from featcache.errors import BackboneError
+from featcache.hardware import device_in_words
 from featcache.settings import Settings
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ def _processor() -> str:
 
     capable: dict[str, Any] = dict(torch.cpu.get_capabilities())
     names = [name.replace("_", "-").upper() for name in ("avx2", "avx512_f", *BFLOAT16) if capable.get(name)]
-    name = str(capable.get("cpu_name") or platform.machine())
-    return ", ".join([name, f"{os.cpu_count()} threads", *names])
+    return ", ".join([device_in_words("cpu"), *names])
 
 
 def _accelerator(device: str) -> str:

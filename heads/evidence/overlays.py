@@ -14,9 +14,11 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.ndimage import map_coordinates
 
 from featcache.decode import Pixels
+from featcache.thumbnails import jpeg, shrunk
 from featcache.views import Window
 
 AGAINST, FOR = (0.0, 0.30, 0.72), (0.88, 0.35, 0.0)
@@ -85,6 +87,27 @@ def overlay_png(
         warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def overlay_thumbnail(pixels: Pixels, local: NDArray[np.floating], window: Window, side: int = 160) -> bytes:
+    """The film with the evidence laid over it as a small JPEG, its longer side at most ``side`` pixels.
+
+    Args:
+        pixels: [H, W] or [H, W, 3] uint8.
+        local: [h, w], evidence a cell, as for ``overlay_png``.
+        window: what the map covers, in the film's pixels.
+        side: pixels.
+    """
+    small = shrunk(pixels, side).convert("RGB")
+    down, across = small.height / pixels.shape[0], small.width / pixels.shape[1]
+    seen = Window(
+        top=window.top * down, left=window.left * across, height=window.height * down, width=window.width * across
+    )
+    most = float(np.abs(local).max()) or 1.0
+    rgba = colours()(Normalize(-most, most)(np.ma.masked_invalid(laid_over(local, seen, small.height, small.width))))
+    opacity = rgba[..., 3:]
+    mixed = np.asarray(small) * (1 - opacity) + 255 * rgba[..., :3] * opacity
+    return jpeg(Image.fromarray(np.rint(mixed).astype(np.uint8)), coloured=True)
 
 
 def colours() -> ListedColormap:

@@ -195,7 +195,7 @@ def run_grids(
         n={"train": len(divided.train), "val": len(divided.val), "test": len(divided.test)},
         straddling=len(divided.straddling),
         seconds=time.perf_counter() - started,
-        provenance=provenance(),
+        provenance=provenance(device),
         heads=tuple(record for result in results for record in result.records),
     )
     with unfinished.exclusive():

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 
+from featcache.hardware import device_in_words
 from featcache.images import ImageTable
 from featcache.splits import Split
 from heads.experiments.grids import StoreGrid
@@ -55,8 +56,8 @@ def images_sha256(images: ImageTable) -> str:
     return digest.hexdigest()
 
 
-def provenance() -> dict[str, str]:
-    """Versions and hardware."""
+def provenance(device: str = "cpu") -> dict[str, str]:
+    """Versions and hardware; ``device`` is where the heads were fitted."""
     packages = {name: version(name) for name in ("cxr", "torch", "numpy", "scikit-learn", "h5py")}
     here = {"python": platform.python_version(), "machine": platform.machine()}
-    return {**packages, **here, "cores": str(os.cpu_count())}
+    return {**packages, **here, "device": device_in_words(device), "cores": str(os.cpu_count())}

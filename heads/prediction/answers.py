@@ -141,7 +141,10 @@ def _json(predictions: Iterable[Prediction], predictor: Predictor) -> Iterator[s
     }
     before = "["
     for one in predictions:
-        row = {**_row(one, predictor), "logits": None if one.logits is None else one.logits.tolist(), **same}
+        row = {**_row(one, predictor), "probabilities": None, "logits": None, **same}
+        if one.probabilities is not None and one.logits is not None:
+            row["probabilities"] = dict(zip(model.classes, one.probabilities.tolist(), strict=True))
+            row["logits"] = one.logits.tolist()
         yield f"{before}\n{json.dumps(row, allow_nan=False)}"
         before = ","
     yield "[]\n" if before == "[" else "\n]\n"

@@ -32,11 +32,11 @@ AXES = 128
 LIMIT = 95.0
 """The percentile past which an answer is flagged: 5 % of val are."""
 
-LEAST_VARIANCE = 1e-6
-"""An axis along which train varies less, against its first axis, is rounding."""
+LEAST_VARIANCE, ROUNDING = 1e-6, 1e-12
+"""Along an axis train varies at least so much of what it does along the first, and more than float32 rounds."""
 
-UNIT = 0.95
-"""The share of val that lies nearer than 1 by each signal alone."""
+UNITS = (0.95, 0.95)
+"""The share of val that lies nearer than 1, by features alone and by outline alone."""
 
 SIGNALS = ("features", "outline")
 
@@ -114,15 +114,14 @@ class DistanceReference:
         # normalize refuses what is not finite.
         train = normalize(train_features.astype(np.float32))
         pca = PCA(min(AXES, (len(train) - 1) // 2, train.shape[1] - 1), svd_solver="arpack", random_state=0).fit(train)
-        kept = pca.explained_variance_ > LEAST_VARIANCE * pca.explained_variance_[0]
+        kept = pca.explained_variance_ > max(LEAST_VARIANCE * pca.explained_variance_[0], ROUNDING)
         if not kept.any():
             raise ValueError("distance: all train films have the same features")
         axes = (pca.components_[kept] / np.sqrt(pca.explained_variance_[kept])[:, None]).T
         mean = np.zeros(0) if train_outlines is None else train_outlines.mean(axis=0, dtype=np.float64)
         bare = cls(
             centre=pca.mean_.astype(np.float32),
-            # In the order of C: safetensors writes an array's memory as it lies.
-            axes=axes.astype(np.float32, order="C"),
+            axes=np.ascontiguousarray(axes, np.float32),
             outline=(mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32),
             units=np.ones(1 if train_outlines is None else 2, np.float32),
             val=np.zeros((0, 0), np.float32),
@@ -131,7 +130,8 @@ class DistanceReference:
         signals = bare.signals(val_features, val_outlines)
         if not np.isfinite(signals).all():
             raise ValueError("distance: features of val are not finite")
-        units = np.maximum(np.quantile(signals, UNIT, axis=0), 1e-6).astype(np.float32)
+        shares = [np.quantile(signal, share) for signal, share in zip(signals.T, UNITS, strict=False)]
+        units = np.maximum(shares, 1e-6).astype(np.float32)
         return replace(bare, units=units, val=(signals / units).astype(np.float32))
 
     def signals(
@@ -155,7 +155,7 @@ class DistanceReference:
         if outlines is not None and len(self.outline):
             if outlines.shape != (len(features), SIDE * SIDE):
                 raise ValueError(f"distance: wanted outlines [{len(features)}, {SIDE * SIDE}], got {outlines.shape}")
-            found.append(1 - outlines.astype(np.float64) @ self.outline)
+            found.append(np.maximum(1 - outlines.astype(np.float64) @ self.outline, 0))
         scaled: NDArray[np.float64] = np.stack(found, axis=1) / self.units[: len(found)]
         return scaled
 
@@ -201,13 +201,10 @@ class DistanceReference:
 
     def to_arrays(self) -> dict[str, Array]:
         """What a bundle stores; ``from_arrays`` reads it."""
-        return {
-            "centre": self.centre,
-            "axes": self.axes,
-            "outline": self.outline,
-            "units": self.units,
-            "val": self.val,
-            "limit": np.array([self.limit], np.float32),
+        arrays = {name: getattr(self, name) for name in ("centre", "axes", "outline", "units", "val")}
+        # safetensors writes the bytes of an array as they lie, whatever its strides.
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()} | {
+            "limit": np.array([self.limit], np.float32)
         }
 
     @classmethod
@@ -245,15 +242,20 @@ class DistanceReference:
 
 
 def distance_words(percentile: float, limit: float = LIMIT, signal: str = "features") -> str:
-    """The sentence that a person is shown beside a flagged answer; empty where it is not flagged."""
+    """The sentence that a person is shown beside a flagged answer; empty where it is not flagged.
+
+    Args:
+        percentile: of the image, 0 to 100.
+        limit: past which it is flagged.
+        signal: ``features`` or ``outline``: what tells it apart the most.
+    """
     if percentile <= limit:
         return ""
-    far = "all" if percentile >= 100 else f"{percentile:.1f} %"
-    why = (
-        "it may be inverted, turned, cut, or no chest film"
-        if signal == "outline"
-        else "it may be no chest film of the kind that the head was fitted on"
+    held_out = (
+        "all films that were held out" if percentile >= 100 else f"{min(percentile, 99.9):.1f} % of held-out films"
     )
-    return (
-        f"Do not trust this answer: the image lies farther from the training films than {far} of those held out; {why}."
-    )
+    why = {
+        "features": "it may show something else than a chest, or come from another kind of patient or device",
+        "outline": "it may be inverted, turned, cut or badly framed, or show something else than a chest",
+    }[signal]
+    return f"Do not trust this answer: the image lies farther from the films learnt from than {held_out}; {why}."

@@ -22,7 +22,7 @@ from featcache.outlines import outlines_of
 from featcache.splits import split
 from featcache.store import FeatureStore
 from heads.experiments.runs import RunRecord, load_logits
-from heads.prediction.distance import AXES, LIMIT, UNIT, DistanceReference
+from heads.prediction.distance import AXES, LIMIT, UNITS, DistanceReference
 
 FOLDER = "distances"
 
@@ -107,7 +107,7 @@ def _features(stores: Sequence[FeatureStore], table: ImageTable, rows: NDArray[n
 def _key(run: RunRecord, stores: Sequence[FeatureStore], with_outlines: bool) -> str:
     """Names a reference by all that determines it."""
     known = [store.fingerprint for store in stores]
-    fitted = [VERSION, AXES, LIMIT, UNIT, MOST_TRAIN, MOST_VAL, MOST_OUTLINES, with_outlines]
+    fitted = [VERSION, AXES, LIMIT, UNITS, MOST_TRAIN, MOST_VAL, MOST_OUTLINES, with_outlines]
     content = [run.images_sha256, run.split_rule, run.split_seed, known, fitted]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

@@ -61,7 +61,7 @@ def learning_curves(row: ReportRow) -> Figure:
     history = record.history
     epochs = np.arange(1, len(history.val_loss) + 1)
     figure = Figure(figsize=(10, 4), layout="constrained")
-    figure.suptitle(row.name)
+    figure.suptitle(row.name, parse_math=False)  # a name may hold a $
     sides = (
         ("cross-entropy", history.train_loss, history.val_loss),
         ("accuracy", history.train_accuracy, history.val_accuracy),
@@ -86,9 +86,10 @@ def confusion(row: ReportRow, *, view_mean: bool = False) -> Figure:
         colour = "white" if count > counts.max() / 2 else "black"
         axes.text(decided, true, f"{count}", ha="center", va="center", color=colour, fontsize=14)
     classes = row.row.run.classes
-    axes.set(xlabel="decision", ylabel="truth", title=f"{row.name}: test, n = {counts.sum()}")
-    axes.set_xticks(range(len(classes)), classes)
-    axes.set_yticks(range(len(classes)), classes, rotation=90, va="center")
+    axes.set(xlabel="decision", ylabel="truth")
+    axes.set_title(f"{row.name}: test, n = {counts.sum()}", parse_math=False)
+    axes.set_xticks(range(len(classes)), classes, parse_math=False)
+    axes.set_yticks(range(len(classes)), classes, rotation=90, va="center", parse_math=False)
     return figure
 
 
@@ -107,7 +108,8 @@ def roc(row: ReportRow, *, view_mean: bool = False) -> Figure:
         area = auc(false_positive, true_positive)
         axes.plot(false_positive, true_positive, style, color=colour, label=f"{split}: AUC {area:.4f}")
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=row.name, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axes.set_title(row.name, parse_math=False)
     axes.set_aspect("equal")
     axes.legend(frameon=False, loc="lower right")
     return figure

@@ -131,7 +131,7 @@ def _line(row: ReportRow, shown: Shown, layout: Layout) -> tuple[str, ...]:
         if layout == "main" and (split, name) not in (("test", "accuracy"), ("test", "auc")):
             interval = None
         terse = layout == "brief" and name in ("sensitivity", "specificity", "f1")
-        text = _shown(
+        text = cell(
             spread(figures.figure(name, shown.rule)),
             interval,
             percent=name == "accuracy",
@@ -150,8 +150,15 @@ def _tests(row: ReportRow, shown: Shown) -> tuple[Corrected | None, Corrected | 
     return pair.auc, pair.accuracy if shown.rule is None else pair.points.get(shown.rule)
 
 
-def _shown(found: float | dict[str, float] | None, interval: Interval | None, *, percent: bool, layout: Layout) -> str:
-    """``92.31``, ``92.31 ± 0.40`` over seeds, either with ``(90.1–94.2)`` behind; ``–`` where there is no figure."""
+def cell(found: float | dict[str, float] | None, interval: Interval | None, *, percent: bool, layout: Layout) -> str:
+    """``92.31``, ``92.31 ± 0.40`` over seeds, either with ``(90.1–94.2)`` behind; ``–`` where there is no figure.
+
+    Args:
+        found: as ``heads.reporting.figures.spread`` has it.
+        interval: of the head that stands for the row.
+        percent: whether a share is told in percent.
+        layout: how much is said.
+    """
     fewer = layout != "full"
     scale, digits = (100, 1 if fewer else 2) if percent else (1, 3 if fewer else 4)
     if found is None:
@@ -172,6 +179,6 @@ def _paper_lines(layout: Layout) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for line in PAPER:
         figures = ((line.val_accuracy / 100, True), (line.test_accuracy / 100, True), (line.test_loss, False))
-        told = (_shown(value, None, percent=percent, layout=layout) for value, percent in figures)
+        told = (cell(value, None, percent=percent, layout=layout) for value, percent in figures)
         lines.append((PAPER_MARK + line.name, *told, *("–",) * (len(HEADER) - 5), "1"))
     return lines

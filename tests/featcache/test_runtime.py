@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ from featcache.backbones import Backbone, load_backbone
 from featcache.errors import BackboneError
 from featcache.forward import compile_forward
 from featcache.networks import PooledNetwork, Preprocessing
-from featcache.runtime import Compute, Forward, choose_device, choose_precision, choose_runtime
+from featcache.runtime import (
+    Compute,
+    Forward,
+    choose_device,
+    choose_precision,
+    choose_runtime,
+    keep_to_one_thread,
+)
 from featcache.spec import Runtime
 from featcache.work import Source
 
@@ -296,3 +304,15 @@ def test_converting_a_network_opens_no_connection_starts_no_process_and_writes_n
     assert not said["hidden"]
     assert [str(file.relative_to(home)) for file in home.rglob("*")] == []
     assert done.stderr == ""
+
+
+def test_a_thread_that_keeps_to_itself_stays_so_whatever_others_are_set_to() -> None:
+    with ThreadPoolExecutor(1, initializer=keep_to_one_thread) as pool:
+        pool.submit(int).result()
+        torch.set_num_threads(3)
+        assert pool.submit(lambda: (torch.ones(100_000).sum(), torch.get_num_threads())[1]).result() == 1
+    # torch's own setter does not hold in a thread that has computed nothing yet.
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        pool.submit(int).result()
+        torch.set_num_threads(3)
+        assert pool.submit(torch.get_num_threads).result() == 3

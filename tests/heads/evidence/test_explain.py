@@ -25,7 +25,7 @@ from featcache.store import FeatureStore, open_store
 from featcache.views import Window
 from heads.evidence.contributions import contributions
 from heads.evidence.explain import _free_name, peak_of
-from heads.evidence.overlays import colours, laid_over, overlay_png
+from heads.evidence.overlays import AGAINST, FOR, MOST_OPAQUE, colours, laid_over, overlay_png, overlay_thumbnail
 from heads.experiments.runs import load_logits
 from heads.experiments.saved_heads import choose_head
 from heads.training.model import HeadWeights, logits
@@ -192,6 +192,29 @@ def test_a_map_over_the_whole_film_is_what_torch_interpolates(height: int, width
         torch.from_numpy(local)[None, None], (height, width), mode="bilinear", align_corners=False
     )[0, 0]
     np.testing.assert_allclose(laid_over(local, window, height, width), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sign", "colour"), [(1, FOR), (-1, AGAINST)])
+def test_a_small_overlay_is_film_and_colour_mixed_where_the_network_saw_and_film_elsewhere(
+    sign: int, colour: tuple[float, float, float]
+) -> None:
+    film = np.full((400, 800), 100, np.uint8)
+    jpeg = overlay_thumbnail(film, sign * np.ones((2, 2)), Window(top=100, left=200, height=200, width=400), 160)
+    with Image.open(io.BytesIO(jpeg)) as image:
+        assert (image.format, image.size) == ("JPEG", (160, 80))
+        shown = np.asarray(image).astype(float)
+    mixed = 100 * (1 - MOST_OPAQUE) + 255 * MOST_OPAQUE * np.array(colour)
+    # JPEG blurs eight pixels beside an edge.
+    np.testing.assert_allclose(shown[32:48, 56:104], np.broadcast_to(mixed, (16, 48, 3)), atol=4)
+    np.testing.assert_allclose(shown[:8], 100, atol=4)
+    np.testing.assert_allclose(shown[:, :24], 100, atol=4)
+
+
+def test_a_small_overlay_of_no_evidence_is_the_film() -> None:
+    film = np.tile(np.arange(0, 200, 2, dtype=np.uint8), (100, 1))
+    whole = Window(top=0, left=0, height=100, width=100)
+    with Image.open(io.BytesIO(overlay_thumbnail(film, np.zeros((3, 3)), whole))) as image:
+        np.testing.assert_allclose(np.asarray(image.convert("L")).astype(float), film, atol=5)
 
 
 def test_outside_the_networks_square_the_film_stays_plain() -> None:

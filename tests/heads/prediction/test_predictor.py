@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_cli import done
 
 from featcache.films import load_film
 from featcache.runtime import Compute
@@ -15,10 +17,12 @@ from featcache.settings import load_settings
 from featcache.store import open_store, store_folders
 from heads.choosing.decision import decide
 from heads.experiments.runs import load_logits, run_folders
+from heads.experiments.split_logits import read_logits
 from heads.prediction.from_run import model_of_run
 from heads.prediction.model import Model
 from heads.prediction.networks import backbones_of
 from heads.prediction.predictor import ImageFile, Predictor
+from prediction.conftest import QUICK
 
 
 @pytest.fixture
@@ -183,3 +187,37 @@ def test_films_that_were_rendered_elsewhere_are_answered_alike_by_several_caller
         assert one.logits is not None
         assert other.logits is not None
         assert one.logits.tobytes() == other.logits.tobytes()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("views", [1, 2])
+def test_real_films_get_the_features_of_the_store_and_the_logits_of_test(real_place: Path, views: int) -> None:
+    dataset = real_place / "cache" / "films"
+    model = model_of_run(dataset)
+    (run,) = run_folders(dataset)
+    kept = read_logits(run / "test.npz")
+    said = list(predictor_of(model, views=views).stream([real_place / "films" / name for name in kept.image_id]))
+    stored = open_store(model.sources[0].path).features(kept.image_id)
+    np.testing.assert_array_equal(np.stack([one.features for one in said if one.features is not None]), stored)
+    wanted = kept.of("view_mean" if views > 1 else "clean")[0]
+    found = np.stack([one.logits for one in said if one.logits is not None])
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=4e-6 * np.abs(wanted).max())
+
+
+def test_of_three_classes_the_likeliest_is_decided_and_there_is_no_threshold(phantoms: Path, tmp_path: Path) -> None:
+    for number, film in enumerate(sorted(phantoms.glob("*/*/*"))):
+        of_class = "OTHER" if number % 3 == 0 else film.parent.name
+        target = tmp_path / "films" / film.parent.parent.name / of_class
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(film, target)
+    quick = {**QUICK, "CXR_BACKBONE": "tiny_network:tiny"}
+    done("extract", "--data", "films", cwd=tmp_path, **quick)
+    done("fit-head", "--data", "films", "--hidden", "0", "--epochs", "2", cwd=tmp_path, **quick)
+    rows = done("predict", "films/test", "--data", "films", "--json", cwd=tmp_path).json
+    assert {row["operating_point"] for row in rows} == {None}
+    for row in rows:
+        assert row["decision"] == max(row["probabilities"], key=row["probabilities"].get)
+    done("bundle", "--data", "films", "--out", "model", cwd=tmp_path, **quick)
+    own = ("--backbone", "tiny_network:tiny")
+    assert done("predict", "films/test", "--bundle", "model", *own, "--json", cwd=tmp_path).json == rows
+    done("export", "--bundle", "model", *own, "--onnx", "model.onnx", cwd=tmp_path)

@@ -1,0 +1,110 @@
+"""All that the page shows, as frozen data; made of a finished report, so nothing here can choose by test."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heads.choosing.selection import SELECTION_RULES
+from heads.page.evaluation import BINS, MOST_ROWS, Evaluation, evaluate_rows, evaluated_rows
+from heads.page.provenance import Provenance, provenance_of
+from heads.page.rows import PageRow, StudyRow, page_rows, study_rows
+from heads.page.static_figures import StaticFigure, static_figures
+from heads.reporting.notes import notes
+from heads.reporting.report import Report
+from heads.reporting.tables import Shown
+
+STUDY_TEST = 624
+"""Images of test in the study that ``heads.reporting.paper`` quotes."""
+
+STUDY_CLASSES = ("NORMAL", "PNEUMONIA")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What the page shows.
+
+    Attributes:
+        dataset: the data set's name.
+        classes: class names.
+        positive: the positive class, of two.
+        selected_by: the rule that selected, in words.
+        logits: whether figures are of the clean view or of the mean over the views, in words.
+        decided_at: by which rule accuracy, sensitivity, specificity and F1 are decided; ``0.5`` or an operating point.
+        rows: the table's rows.
+        study: the study's rows beside them; none where the images are others.
+        evaluations: of some rows.
+        notes: as the terminal's report prints them.
+        provenance: where it all comes from.
+        static: figures for where the script does not run.
+    """
+
+    dataset: str
+    classes: tuple[str, ...]
+    positive: str
+    selected_by: str
+    logits: str
+    decided_at: str
+    rows: tuple[PageRow, ...]
+    study: tuple[StudyRow, ...]
+    evaluations: tuple[Evaluation, ...]
+    notes: tuple[str, ...]
+    provenance: Provenance
+    static: tuple[StaticFigure, ...]
+
+    @property
+    def binary(self) -> bool:
+        """Whether there are two classes, whose curves and thresholds are drawn."""
+        return any(one.binary for one in self.evaluations)
+
+    @property
+    def lowest(self) -> int:
+        """Where the scale of val and test accuracy begins, in percent."""
+        drops = [*(row.drop for row in self.rows), *(row.drop for row in self.study)]
+        ends = [end for one in drops if one for end in (one.val, one.test, one.low) if end is not None]
+        return min(int(min(ends, default=0) // 5) * 5, 95)
+
+    def script_data(self) -> dict[str, Any]:
+        """What the script draws, JSON-ready: no text that the template has shown already."""
+        rows = [{**dataclasses.asdict(row), "cells": [cell.value for cell in row.cells]} for row in self.rows]
+        return {
+            "classes": self.classes,
+            "positive": self.positive,
+            "bins": BINS,
+            "rows": rows,
+            "evaluations": [dataclasses.asdict(one) for one in self.evaluations],
+        }
+
+
+def build_page(
+    report: Report, dataset: Path, shown: Shown | None = None, *, command: str = "", most: int = MOST_ROWS
+) -> Page:
+    """Gather what the page shows.
+
+    Args:
+        report: finished, as ``heads.reporting.report.build_report`` makes it.
+        dataset: ``cache/<dataset>``, whose stores tell their specs.
+        shown: as for the table; the study's rows are there too where test is the study's.
+        command: that made the page.
+        most: rows that are evaluated at most.
+    """
+    shown = shown or Shown()
+    run = report.rows[0].row.run
+    paper = shown.paper or (run.classes == STUDY_CLASSES and run.n["test"] == STUDY_TEST)
+    evaluated = evaluated_rows(report, most)
+    return Page(
+        dataset=report.dataset,
+        classes=run.classes,
+        positive=run.classes[run.positive],
+        selected_by=SELECTION_RULES[report.decision.rule],
+        logits="mean over the views" if shown.view_mean else "clean view",
+        decided_at=shown.rule or "0.5",
+        rows=page_rows(report, shown),
+        study=study_rows() if paper else (),
+        evaluations=evaluate_rows(report, "view_mean" if shown.view_mean else "clean", evaluated),
+        notes=tuple(notes(report, paper=paper, view_mean=shown.view_mean, rule=shown.rule)),
+        provenance=provenance_of(report, dataset, command),
+        static=static_figures(report, evaluated, view_mean=shown.view_mean),
+    )
