@@ -2,9 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PHANTOMS := cache/demo/phantoms
+PAGE := cache/demo/report.html
 DATA ?= $(PHANTOMS)
 
-.PHONY: demo test faults check format bench-extract bench-scale bench-loading bench-heads bench-statistics bench-predict bench-serve bench-trust results clean
+.PHONY: install demo test faults check format bench-extract bench-scale bench-loading bench-heads bench-statistics bench-predict bench-serve bench-trust results clean
+
+install: .venv/installed  ## everything into ./.venv, and nothing anywhere else
 
 demo: .venv/installed  ## the whole main job, on synthetic phantoms or on DATA=/path/to/chest_xray
 ifeq ($(DATA),$(PHANTOMS))
@@ -13,7 +16,8 @@ endif
 	$(BIN)/cxr data check $(DATA)
 	$(BIN)/cxr extract --data $(DATA) --backbone efficientnet_lite0 --views 4
 	$(BIN)/cxr fit-head --data $(DATA) --l2 0 --l2 1e-4 --l2 1e-2 --seeds 3
-	$(BIN)/cxr report --data $(DATA) --paper
+	$(BIN)/cxr report --data $(DATA) --paper --html $(PAGE) --pictures
+	@echo "the page: $(PAGE); drop films on another: $(BIN)/cxr serve --data $(DATA)"
 
 test: .venv/installed  ## every test; those marked 'real' need CXR_DATA=/path/to/chest_xray
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=10

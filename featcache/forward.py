@@ -7,7 +7,6 @@ import logging
 import queue
 import re
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from featcache.backbones import Backbone
+from featcache.conversion import GATE
 from featcache.errors import BackboneError
 from featcache.runtime import Forward, OutOfMemoryError, choose_streams, keep_to_one_thread
 from featcache.settings import usable_cores
 from featcache.spec import Precision, Runtime
-
-CONVERTING = threading.Lock()
-"""Conversion silences warnings and hides a module for the whole process: one at a time."""
 
 
 def compile_forward(
@@ -52,7 +49,8 @@ def compile_forward(
     """
     threads = threads or usable_cores()
     if runtime == "openvino":
-        with CONVERTING:
+        # It silences warnings, hides a module and changes how torch computes, all for the whole process.
+        with GATE.convert():
             return _openvino(backbone, batch_size, precision, threads)
     return _torch(backbone, batch_size, precision, device, threads)
 

@@ -15,6 +15,7 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from featcache.conversion import GATE
 from featcache.decode import Pixels
 
 RECIPES = ("standard",)
@@ -77,9 +78,12 @@ def render(
     """
     assert geometry.recipe in RECIPES, geometry.recipe
     image = torch.from_numpy(np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), order="C"))
-    return torch.stack(
-        [_clean(image, extent, geometry) if view == 0 else _augmented(image, sha256, view, geometry) for view in views]
-    )
+    with GATE.render():
+        made = [
+            _clean(image, extent, geometry) if view == 0 else _augmented(image, sha256, view, geometry)
+            for view in views
+        ]
+    return torch.stack(made)
 
 
 def _clean(image: torch.Tensor, extent: tuple[float, float] | None, geometry: Geometry) -> torch.Tensor:

@@ -21,8 +21,9 @@ from torch import nn
 
 from featcache import atomic
 from featcache.backbones import Backbone
+from featcache.conversion import GATE
 from featcache.errors import BackboneError
-from featcache.forward import CONVERTING, quiet_conversion
+from featcache.forward import quiet_conversion
 from featcache.making import geometry_of
 from featcache.settings import usable_cores
 from heads.prediction.model import Model
@@ -120,7 +121,7 @@ def export_onnx(path: Path, model: Model, backbones: Sequence[Backbone]) -> dict
     names = [f"pixels_{number}" for number in range(len(judge.inputs))] if len(judge.inputs) > 1 else ["pixels"]
     sides = [geometry.image_size for geometry in judge.inputs]
     examples = tuple(_pixels(side) for side in sides)
-    with CONVERTING, quiet_conversion():
+    with GATE.convert(), quiet_conversion():
         try:
             program = torch.onnx.export(
                 judge,
