@@ -5,7 +5,7 @@ PHANTOMS := cache/demo/phantoms
 PAGE := cache/demo/report.html
 DATA ?= $(PHANTOMS)
 
-.PHONY: install demo test faults check format bench-extract bench-scale bench-loading bench-heads bench-statistics bench-predict bench-trust results clean
+.PHONY: install demo test faults check format bench-extract bench-scale bench-loading bench-heads bench-statistics bench-predict bench-serve bench-trust results clean
 
 install: .venv/installed  ## everything into ./.venv, and nothing anywhere else
 
@@ -55,6 +55,9 @@ bench-trust: .venv/installed  ## what is flagged as far from train: DATA=chest_x
 
 bench-predict: .venv/installed  ## predict against extract, an ONNX graph against torch and OpenVINO: DATA=chest_xray; writes its section
 	$(BIN)/python -m bench.predict --data $(DATA) --write
+
+bench-serve: .venv/installed  ## the web server under 64 clients beside cxr predict: DATA=chest_xray, whose run lies in the cache
+	$(BIN)/python -m bench.serve --data $(DATA) --write
 
 results: .venv/installed  ## the heads of bench/kermany.toml, and docs/results.md: DATA=chest_xray, whose stores lie in the cache
 	$(BIN)/python -m bench.results --data $(DATA)

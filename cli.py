@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from cxr.commands import bundle, cache, data, export, extract, fit, look, predict, report, setup
+from cxr.commands import bundle, cache, data, export, extract, fit, look, predict, report, serve, setup
 from cxr.terminal import err, note, spell
 from featcache.errors import CxrError, UsageError
 
@@ -65,6 +65,7 @@ app.command()(look.explain)
 app.command()(predict.predict)
 app.command()(bundle.bundle)
 app.command()(export.export)
+app.command()(serve.serve)
 cache_app.command("list")(cache.list_stores)
 cache_app.command()(cache.verify)
 cache_app.command()(cache.remove)

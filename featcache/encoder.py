@@ -58,6 +58,7 @@ class Encoder:
         compute: device, batch size and threads; runtime and precision are the specs'.
 
     Attributes:
+        streams: how many batches are best under way at once.
         notes: what the user should be told, a line each; whoever tells takes them out.
 
     Raises:
@@ -70,11 +71,13 @@ class Encoder:
         self.specs = [source.spec for source in sources]
         self.threads = (compute or Compute()).threads
         self.runners: list[Runner] = []
+        self.streams = 1
         for source, backbone in zip(sources, backbones, strict=True):
             how = compute_by(source, backbone, compute)
             assert how.runtime != "auto"
             assert how.batch_size is not None
             streams = choose_streams(how.runtime, how.device, how.threads)
+            self.streams = max(self.streams, streams)
             self.runners.append(Runner(backbone.name, partial(compiled, backbone, how), how.batch_size, streams))
 
     @property
@@ -94,9 +97,7 @@ class Encoder:
         Raises:
             BackboneError: a network has no room for a single image.
         """
-        wanted = [
-            Rendering(geometry=geometry_of(spec), floor=spec.decode_floor, views=range(views)) for spec in self.specs
-        ]
+        wanted = self.renderings(views)
         under_way: deque[_UnderWay] = deque()
         with load_films(files, frozenset(wanted), self.threads) as films:
             while some := self._started(films, wanted):
@@ -105,6 +106,29 @@ class Encoder:
                     yield from self._finished(*under_way.popleft(), views)
             while under_way:
                 yield from self._finished(*under_way.popleft(), views)
+
+    @property
+    def batch_size(self) -> int:
+        """Images that a network sees at once."""
+        return max(runner.batch_size for runner in self.runners)
+
+    def renderings(self, views: int = 1) -> list[Rendering]:
+        """What each source wants of a film."""
+        return [
+            Rendering(geometry=geometry_of(spec), floor=spec.decode_floor, views=range(views)) for spec in self.specs
+        ]
+
+    def encode_loaded(self, films: Sequence[Film], views: int = 1) -> list[FilmFeatures]:
+        """Features of films that ``films.load_film`` has rendered; several callers at a time may ask.
+
+        Raises:
+            BackboneError: a network has no room for a single image.
+        """
+        wanted, left = self.renderings(views), iter(films)
+        features: list[FilmFeatures] = []
+        while some := self._started(left, wanted):
+            features += self._finished(*some, views)
+        return features
 
     def close(self) -> None:
         """Stop the networks."""

@@ -76,7 +76,19 @@ class FilmMapper:
         """
         # A link that leads elsewhere matters in a data set; here the user named the file.
         real = Path(os.path.realpath(path))
-        data = read_file(real.parent, real.name)
+        return self.film_of(read_file(real.parent, real.name), str(path))
+
+    def film_of(self, data: bytes, name: str = "a film") -> FilmMap:
+        """The same for the bytes of a file.
+
+        Args:
+            data: the file.
+            name: what it is called in an error.
+
+        Raises:
+            UnreadableImageError: it is no image that we read.
+            BackboneError: the map is not finite.
+        """
         with oversize_is_an_error():
             floor = self.spec.decode_floor
             films = decode_for(data, {floor, None})
@@ -88,7 +100,7 @@ class FilmMapper:
         last_map = self.forward(square)[0]
         if not np.isfinite(last_map).all():
             raise BackboneError(
-                f"{self.spec.backbone} in {self.spec.precision} gives a map of {path} that is not finite: extract with "
+                f"{self.spec.backbone} in {self.spec.precision} gives a map of {name} that is not finite: extract with "
                 "--precision float32"
             )
         window = clean_window(pixels.shape[0], pixels.shape[1], self.geometry)

@@ -30,6 +30,9 @@ from featcache.splits import SplitRule
 CONFIG_NAME = "cxr.toml"
 PREFIX = "CXR_"
 
+NO_SETTINGS = ("CXR_TOKEN",)
+"""Variables of ours that no file is to hold: what 'cxr serve' asks of those who come from other machines."""
+
 STUDY_NAMES = {"model_backbone": "backbone", "data_paths": "data", "data_path": "data", "lr": "learning_rate"}
 """What the study's central configuration called them: offered when somebody writes these."""
 
@@ -172,7 +175,7 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
     for key in file:
         _known(key, f"{path}: unknown key {key!r}")
     for variable in os.environ:
-        if variable.startswith(PREFIX):
+        if variable.startswith(PREFIX) and variable not in NO_SETTINGS:
             _known(variable.removeprefix(PREFIX).lower(), f"unknown variable {variable}", PREFIX)
     try:
         return Settings(**{**given, "from_file": file})

@@ -16,7 +16,9 @@ from threadpoolctl import ThreadpoolController
 from featcache.backbones import Backbone
 from featcache.encoder import FILMS_AT_ONCE, Encoder, FilmFeatures
 from featcache.errors import RunError
+from featcache.films import Film
 from featcache.films import ImageFile as ImageFile
+from featcache.loading import Rendering
 from featcache.runtime import Compute
 from heads.experiments.split_logits import Kind
 from heads.prediction.distance import Verdict
@@ -121,6 +123,19 @@ class Predictor:
         with self.lock, contextlib.closing(self.encoder.encode(files, self.views)) as encoded:
             while some := list(itertools.islice(encoded, FILMS_AT_ONCE)):
                 yield from self._judged(some)
+
+    @property
+    def renderings(self) -> list[Rendering]:
+        """What the networks want of a film; see ``featcache.films.load_film``."""
+        return self.encoder.renderings(self.views)
+
+    def predict_loaded(self, films: Sequence[Film]) -> list[Prediction]:
+        """What the model says of films that are rendered already; several callers at a time may ask.
+
+        Raises:
+            BackboneError: a network has no room for a single image.
+        """
+        return list(self._judged(self.encoder.encode_loaded(films, self.views)))
 
     def close(self) -> None:
         """Stop the networks."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_cli import done
 
+from featcache.films import load_film
 from featcache.runtime import Compute
 from featcache.settings import load_settings
 from featcache.store import open_store, store_folders
@@ -167,6 +169,24 @@ def test_the_stores_are_found_by_their_specs(dataset: Path) -> None:
             by_spec[source.spec.fingerprint] for source in model.sources
         ]
     assert {len(model_of_run(dataset, head=number).sources) for number in range(12)} == {1, 2}
+
+
+def test_films_that_were_rendered_elsewhere_are_answered_alike_by_several_callers_at_a_time(
+    place: Path, dataset: Path
+) -> None:
+    predictor = predictor_of(model_of_run(dataset, head=3), views=3, batch_size=4)
+    paths = val_films(place)
+    wanted = list(predictor.stream(paths))
+    renderings = frozenset(predictor.renderings)
+    films = [load_film(path, renderings) for path in paths]
+    cuts = [films[start : start + 3] for start in range(0, len(films), 3)]
+    with ThreadPoolExecutor(4) as pool:
+        found = [one for some in pool.map(predictor.predict_loaded, cuts) for one in some]
+    assert [one.name for one in found] == [one.name for one in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.logits is not None
+        assert other.logits is not None
+        assert one.logits.tobytes() == other.logits.tobytes()
 
 
 @pytest.mark.real

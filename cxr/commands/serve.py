@@ -1,0 +1,170 @@
+"""``cxr serve``: a page on which radiographs are dropped, and the same for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cxr.options import (
+    BundleFolder,
+    Cache,
+    Config,
+    Data,
+    Device,
+    HeadNumber,
+    Json,
+    NetworkWeights,
+    OperatingRule,
+    OwnNetworks,
+    RowName,
+    RunId,
+    Select,
+    TableFile,
+)
+from cxr.terminal import note, print_json
+from featcache.errors import BackboneError, CxrError, UsageError
+from featcache.settings import Settings, load_settings, usable_cores
+
+if TYPE_CHECKING:
+    from cxr.serving.limits import Limits
+    from cxr.serving.model_card import ModelCard
+    from featcache.backbones import Backbone
+    from featcache.runtime import Compute
+    from heads.prediction.known_films import KnownFilms
+    from heads.prediction.model import Model
+    from heads.prediction.saliency import Explainer
+
+EXTRA = "cxr serve needs FastAPI, uvicorn and what goes with them: pip install 'cxr[serve]'"
+
+
+def serve(
+    bundle: BundleFolder = None,
+    run: RunId = None,
+    head: HeadNumber = None,
+    row: RowName = None,
+    operating_point: OperatingRule = None,
+    views: Annotated[int | None, typer.Option("--views", min=1, help="Average the logits of so many views.")] = None,
+    view_mean: Annotated[bool, typer.Option("--view-mean", help="Of as many as the head was trained on.")] = False,
+    host: Annotated[str, typer.Option("--host", help="Where to listen; all but loopback want --token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8000,
+    token: Annotated[str | None, typer.Option("--token", envvar="CXR_TOKEN", help="What requests must bring.")] = None,
+    queue: Annotated[int, typer.Option("--queue", min=1, help="Films under way; more are answered 503.")] = 128,
+    max_bytes: Annotated[str, typer.Option("--max-bytes", help="Of an upload.")] = "32MiB",
+    max_pixels: Annotated[int, typer.Option("--max-pixels", min=1, help="Of a film.")] = 40_000_000,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds a request.")] = 30.0,
+    weights: NetworkWeights = None,
+    backbone: OwnNetworks = None,
+    device: Device = None,
+    select: Select = None,
+    data: Data = None,
+    table: TableFile = None,
+    cache: Cache = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Serve a fitted head on a page in the browser and as an API; Ctrl-C finishes what is under way, and stops."""
+    try:
+        from cxr.serving.lifecycle import bind, is_loopback, url_of
+        from cxr.serving.lifecycle import run as answer
+    except ImportError as error:
+        raise CxrError(EXTRA) from error
+    if not is_loopback(host) and not token:
+        raise UsageError(
+            f"--host {host} is open to other machines: give what requests must bring by --token or CXR_TOKEN"
+        )
+    limits = _limits(max_bytes, max_pixels, queue, timeout)
+    flags = {"data": data, "table": table, "cache": cache, "device": device, "select": select}
+    settings = load_settings(flags, config)
+    # Before anything is loaded: a port in use is told at once.
+    with bind(host, port) as bound:
+        from cxr.serving.app import build_app
+        from cxr.serving.guard import LOOPBACK
+        from cxr.serving.service import Service
+        from featcache.workspace import compute_of, films_folder
+        from heads.prediction.asked import asked_model
+        from heads.prediction.known_films import Thumbnails
+        from heads.prediction.networks import backbones_of
+        from heads.prediction.predictor import Predictor
+
+        model = asked_model(
+            settings,
+            bundle=bundle,
+            code=backbone or (),
+            run=run,
+            head=head,
+            row=row,
+            operating_rule=operating_point,
+        )
+        networks, compute = backbones_of(model, settings, weights or ()), compute_of(settings)
+        count = views or (model.views if view_mean else 1)
+        predictor = Predictor(model, networks, compute, rule=operating_point, views=count)
+        known, card = _known(settings, model, bundle, run, head, row)
+        root = films_folder(settings)
+        service = Service(
+            predictor,
+            limits,
+            decoders=settings.threads or max(2, usable_cores()),
+            explainer=_explainer(model, networks, compute),
+            known=known,
+            thumbnails=None if root is None else Thumbnails(root),
+            card=card,
+        )
+        # On loopback by whichever of its names; elsewhere the token tells whom it may answer.
+        names = (*LOOPBACK, f"[{host}]" if ":" in host else host.lower()) if is_loopback(host) else None
+        app = build_app(service, token=token or None, hosts=names)
+
+        def tell() -> None:
+            url, name = url_of(bound), service.name
+            if as_json:
+                print_json({"url": url, "model": name.model_dump(), "limits": dataclasses.asdict(limits)})
+            note(f"{name.name} ({model.origin}): {url} (Ctrl-C stops)")
+            note(name.research_use)
+
+        whole = answer(app, bound, drain=limits.timeout, on_start=tell)
+    note(f"stopped: {service.answered} films were answered")
+    if not whole:
+        raise KeyboardInterrupt
+
+
+def _limits(max_bytes: str, max_pixels: int, queue: int, timeout: float) -> Limits:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    from cxr.serving.limits import Limits
+
+    try:
+        size = TypeAdapter(ByteSize).validate_python(max_bytes)
+    except ValidationError as error:
+        raise UsageError(f"--max-bytes is {max_bytes!r}, wanted a size as 32MiB or 10MB") from error
+    try:
+        return Limits(max_bytes=int(size), max_pixels=max_pixels, queue=queue, timeout=timeout)
+    except ValueError as error:
+        raise UsageError(f"--max-bytes {max_bytes}, --max-pixels {max_pixels}: {error}") from error
+
+
+def _known(
+    settings: Settings, model: Model, bundle: Path | None, run: str | None, head: int | None, row: str | None
+) -> tuple[KnownFilms | None, ModelCard]:
+    """The films to look for neighbours in, which a bundle does not hold, and the model's figures."""
+    from cxr.serving.model_card import card_of_bundle, card_of_run
+    from featcache.workspace import dataset_folder
+    from heads.prediction.from_run import chosen_row
+    from heads.prediction.known_films import KnownFilms
+
+    if bundle is not None:
+        return None, card_of_bundle(bundle)
+    dataset = dataset_folder(settings)
+    chosen = chosen_row(dataset, run, head=head, row=row, rule=settings.select)
+    return KnownFilms.of_run(dataset, model), card_of_run(chosen, model)
+
+
+def _explainer(model: Model, networks: list[Backbone], compute: Compute) -> Explainer | None:
+    from heads.prediction.saliency import Explainer
+
+    try:
+        return Explainer(model, networks, compute)
+    except BackboneError as error:
+        note(f"no saliency maps: {error}")
+        return None

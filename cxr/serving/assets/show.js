@@ -1,0 +1,131 @@
+// What the page shows: elements are made and filled with text, never with markup.
+
+const place = (id) => document.getElementById(id);
+
+export function element(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+// Never 0 or 100 %: no model is that sure of anything.
+export function percent(probability) {
+  const value = 100 * probability;
+  if (value < 0.1) return "< 0.1 %";
+  if (value > 99.9) return "> 99.9 %";
+  return `${value.toFixed(1)} %`;
+}
+
+function list(id, facts) {
+  place(id).replaceChildren(
+    ...facts.filter(([, value]) => value !== null && value !== "").flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),
+  );
+}
+
+export function showModel(model) {
+  const point = model.operating_point;
+  place("which").replaceChildren(
+    element("strong", {}, model.name),
+    `, fitted on ${model.dataset}; gives the probability of ${model.positive}${point ? `, decided at ${nameOf(point)}` : ""}.`,
+  );
+  list("model", [
+    ["model", model.name],
+    ["network", model.backbones.join(", ")],
+    ["classes", model.classes.join(", ")],
+    ["views averaged", String(model.views)],
+    ["temperature", model.temperature.toFixed(3)],
+    ["run", model.provenance.run ?? ""],
+    ["fingerprint", element("code", {}, model.fingerprint)],
+    ["SHA-256", element("code", {}, model.sha256)],
+  ]);
+  place("figure-rows").replaceChildren(
+    ...model.figures.map((one) =>
+      element(
+        "tr",
+        {},
+        element("th", { scope: "row" }, one.name),
+        element("td", { class: "figure" }, one.value.toFixed(3)),
+        element("td", { class: "figure" }, `${one.low.toFixed(3)}–${one.high.toFixed(3)}`),
+      ),
+    ),
+  );
+  place("figures-place").hidden = !model.figures.length;
+  place("notes").replaceChildren(...model.notes.map((note) => element("li", {}, note)));
+  place("about").hidden = false;
+}
+
+const nameOf = (point) => (point.split ? `the threshold that ${point.rule} chose on ${point.split}` : `threshold ${point.rule}`);
+
+export function showAnswer(said, model, file) {
+  place("answer").hidden = false;
+  place("answer").classList.toggle("doubtful", said.flagged === true);
+  place("flag").hidden = said.flagged !== true;
+  place("flag-words").textContent = said.warning ?? "";
+  showFilm(said, model, file);
+  showProbability(said, model);
+  list("facts", [
+    [
+      "how far from known films",
+      said.distance_percentile === null
+        ? "not known for this model: it cannot say whether the film is one it may judge"
+        : `farther than ${said.distance_percentile.toFixed(1)} % of the films of val${said.flagged ? "" : ", within the limit"}`,
+    ],
+    ["projection", said.projection ?? ""],
+    ["film, SHA-256", element("code", {}, said.sha256)],
+  ]);
+  showCases(said.neighbours);
+}
+
+let shown = null;
+
+function showFilm(said, model, file) {
+  const { explanation } = said;
+  if (shown !== null) URL.revokeObjectURL(shown);
+  shown = explanation === null ? URL.createObjectURL(file) : null;
+  const film = place("film-picture");
+  film.src = explanation === null ? shown : explanation.film;
+  place("overlay").hidden = explanation === null;
+  place("overlay-tools").hidden = explanation === null;
+  place("overlay-words").textContent = "";
+  if (explanation === null) return;
+  const overlay = place("overlay");
+  overlay.src = explanation.overlay;
+  overlay.style.opacity = place("opacity").value / 100;
+  place("overlay-words").textContent =
+    `Orange speaks for ${model.positive}, blue against; the strongest colour is ${explanation.strongest.toFixed(1)} in log-odds, ` +
+    `the whole film ${explanation.evidence >= 0 ? "+" : "−"}${Math.abs(explanation.evidence).toFixed(1)}. It shows what the head goes by, ` +
+    "right or wrong, in coarse cells: not where a disease is.";
+}
+
+function showProbability(said, model) {
+  const point = model.operating_point;
+  place("probability").replaceChildren(percent(said.probability), " ", element("small", {}, `probability of ${model.positive}`));
+  place("mark-probability").style.width = `${100 * said.probability}%`;
+  place("mark-threshold").hidden = point === null;
+  if (point !== null) place("mark-threshold").style.left = `calc(${100 * Math.min(point.threshold, 1)}% - 1px)`;
+  place("meaning").textContent =
+    `Scaled by a temperature fitted on val, so that of films like val's with a probability like this about that share are ` +
+    `${model.positive}. Where ${model.positive} is rarer, or films differ, the share is another.`;
+  place("decision").textContent = `Decision: ${said.decision}`;
+  place("threshold").textContent =
+    point === null
+      ? `The class of the highest probability: ${model.classes.map((name) => `${name} ${percent(said.probabilities[name])}`).join(", ")}.`
+      : `${model.positive} is decided from ${percent(point.threshold)} on: ${nameOf(point)}.`;
+}
+
+function showCases(neighbours) {
+  place("known").hidden = !neighbours?.length;
+  place("cases").replaceChildren(
+    ...(neighbours ?? []).map((one) =>
+      element(
+        "li",
+        {},
+        ...(one.thumbnail ? [element("img", { src: one.thumbnail, alt: `Known case, labelled ${one.label}` })] : []),
+        element("div", { class: "label" }, one.label),
+        element("div", {}, `distance ${one.distance.toFixed(3)}`),
+        element("div", { class: "id" }, one.image_id),
+      ),
+    ),
+  );
+}

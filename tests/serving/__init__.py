@@ -1,0 +1,1 @@
+"""The web server: what it answers, what it refuses, and how it lives."""
