@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import make_service
+from served import ROOT, make_service
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from cxr.serving.app import build_app
 
+DECLARED = re.compile(r"(--[\w-]+): ([^;]+);")
 TOKEN = "a-secret-of-the-test"  # noqa: S105 - it opens nothing
 
 
@@ -143,3 +145,13 @@ def test_no_path_leads_to_other_files(client: TestClient, path: str) -> None:
 def test_there_are_no_websockets(client: TestClient) -> None:
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/predict"):
         pass
+
+
+def test_the_page_has_the_colours_and_the_type_of_the_reports_page() -> None:
+    report, page = (
+        (ROOT / folder / "assets" / "page.css").read_text(encoding="utf-8") for folder in ("heads/page", "cxr/serving")
+    )
+    for scheme in (":root {", "(prefers-color-scheme: dark) {"):
+        ours, theirs = (dict(DECLARED.findall(text.partition(scheme)[2].partition("}")[0])) for text in (page, report))
+        assert {"--paper", "--ink", "--soft", "--accent", "--warn"} <= ours.keys()
+        assert ours.items() <= theirs.items()
