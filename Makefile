@@ -19,8 +19,8 @@ endif
 	$(BIN)/cxr report --data $(DATA) --paper --html $(PAGE) --pictures
 	@echo "the page: $(PAGE); drop films on another: $(BIN)/cxr serve --data $(DATA)"
 
-test: .venv/installed  ## every test; those marked 'real' need CXR_DATA=/path/to/chest_xray
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=10
+test: .venv/installed  ## every test, two files at a time; those marked 'real' need CXR_DATA=/path/to/chest_xray
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --durations=10
 
 faults: .venv/installed  ## the fault tests with ten times the random instants of 'make test'
 	@echo "kills, interrupts and damage at 100 random instants: some four minutes"
