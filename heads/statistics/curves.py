@@ -184,9 +184,7 @@ def _resampled(
     return _reached(positive), _reached(negative)
 
 
-def _places(
-    probability: NDArray[np.floating], truth: NDArray[np.bool_], cuts: NDArray[np.float64]
-) -> NDArray[np.intp]:
+def _places(probability: NDArray[np.floating], truth: NDArray[np.bool_], cuts: NDArray[np.float64]) -> NDArray[np.intp]:
     """Between which two of T thresholds each image lies, 0 to T, [N]; of positive ones T + 1 more."""
     return np.searchsorted(cuts, probability, side="right") + (len(cuts) + 1) * truth
 

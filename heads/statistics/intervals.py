@@ -78,6 +78,9 @@ class Resamples:
         resamples: R, how many.
         seed: of the draws.
 
+    Attributes:
+        count: R.
+
     Raises:
         ValueError: shapes do not fit, there are no images or no resamples.
     """
@@ -87,7 +90,7 @@ class Resamples:
     ) -> None:
         if resamples < 1:
             raise ValueError(f"bootstrap: wanted at least one resample, got {resamples}")
-        self._truth, self._count, self._seed = truth, resamples, seed
+        self._truth, self.count, self._seed = truth, resamples, seed
         self._people, self._number = patients(truth, patient)
         bears = np.zeros((2, self._people), bool)
         bears[truth.astype(int), self._number] = True
@@ -197,8 +200,8 @@ class Resamples:
     def _blocks(self) -> Iterator[NDArray[np.float32]]:
         """How often each resample holds each patient, a block of resamples at a time: [P, r]."""
         random = np.random.default_rng(self._seed)
-        for start in range(0, self._count, RESAMPLES_AT_ONCE):
-            size = min(RESAMPLES_AT_ONCE, self._count - start)
+        for start in range(0, self.count, RESAMPLES_AT_ONCE):
+            size = min(RESAMPLES_AT_ONCE, self.count - start)
             block = np.zeros((self._people, size), np.float32)
             for stratum in self._strata:
                 drawn = random.integers(len(stratum), size=(size, len(stratum)))
