@@ -22,7 +22,8 @@ RESAMPLES = 10_000
 COUNTS_KEPT = 1 << 26
 """Drawn counts that are kept between calls, 256 MiB of float32; more are drawn anew by each."""
 
-RESAMPLES_AT_ONCE = 500
+RESAMPLES_AT_ONCE, DRAWS_AT_ONCE = 500, 1 << 25
+"""A block of resamples, and of fewer where there are very many patients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +201,9 @@ class Resamples:
     def _blocks(self) -> Iterator[NDArray[np.float32]]:
         """How often each resample holds each patient, a block of resamples at a time: [P, r]."""
         random = np.random.default_rng(self._seed)
-        for start in range(0, self.count, RESAMPLES_AT_ONCE):
-            size = min(RESAMPLES_AT_ONCE, self.count - start)
+        most = min(RESAMPLES_AT_ONCE, max(1, DRAWS_AT_ONCE // self._people))
+        for start in range(0, self.count, most):
+            size = min(most, self.count - start)
             block = np.zeros((self._people, size), np.float32)
             for stratum in self._strata:
                 drawn = random.integers(len(stratum), size=(size, len(stratum)))
