@@ -50,8 +50,8 @@ bench-heads: .venv/installed  ## heads against the machine's matrix products, th
 bench-statistics: .venv/installed  ## intervals against peers, and a report of 200 rows; writes its section
 	$(BIN)/python -m bench.statistics --write
 
-bench-trust: .venv/installed  ## what is flagged as far from train: DATA=chest_xray FOREIGN=pictures; writes docs/trust.md
-	$(BIN)/python -m bench.trust --data $(DATA) --foreign $(FOREIGN) --write
+bench-trust: .venv/installed  ## what is flagged as far from train: DATA=chest_xray FOREIGN=pictures; TEST=1 opens test and writes docs/trust.md
+	$(BIN)/python -m bench.trust --data $(DATA) --foreign $(FOREIGN) $(if $(TEST),--test --write)
 
 bench-predict: .venv/installed  ## predict against extract, an ONNX graph against torch and OpenVINO: DATA=chest_xray; writes its section
 	$(BIN)/python -m bench.predict --data $(DATA) --write

@@ -1,4 +1,6 @@
-"""What is flagged, of films and all else: ``make bench-trust DATA=chest_xray FOREIGN=pictures`` writes docs/trust.md.
+"""What is flagged, of films and all else: ``make bench-trust DATA=chest_xray FOREIGN=pictures``.
+
+Test stays closed: ``TEST=1`` opens it, once the rule is written down, and writes docs/trust.md.
 
 The stores of the data set lie in the cache. ``pictures`` holds folders of JPEG and PNG files, one a kind of picture;
 what needs no files (blank, noise, drawn legs, films inverted and turned) is made here.
@@ -27,6 +29,7 @@ from featcache.splits import patient_groups, split
 from featcache.store import FeatureStore
 from featcache.workspace import compute_of, open_stores
 from heads.prediction.distance import DistanceReference
+from heads.statistics.intervals import wilson
 
 PAGE = Path(__file__).parents[1] / "docs" / "trust.md"
 FILMS, LEGS = 200, 40
@@ -108,10 +111,21 @@ def measure(
 
 
 def rows_of(found: Sequence[dict[str, tuple[int, float]]]) -> list[list[str]]:
-    """A line a kind: images, and the share flagged for each store, in percent."""
+    """A line a kind: images, and the share flagged for each store, in percent, with its interval."""
     return [
-        [kind, str(images), *(f"{100 * one[kind][1]:.1f}" for one in found)] for kind, (images, _) in found[0].items()
+        [
+            kind,
+            str(images),
+            *(_told(one[kind][1], images, alone=not kind.startswith(("val (", "held-out"))) for one in found),
+        ]
+        for kind, (images, _) in found[0].items()
     ]
+
+
+def _told(share: float, images: int, *, alone: bool) -> str:
+    """A share in percent, with Wilson's interval where it is one of so many images and no figure of several folds."""
+    found = wilson(share, images)
+    return f"{100 * share:.1f}" + (f" ({100 * found.low:.0f}–{100 * found.high:.0f})" if alone else "")
 
 
 def main() -> None:
@@ -122,14 +136,16 @@ def main() -> None:
     arguments.add_argument("--foreign", type=Path, required=True, help="a folder of folders of pictures")
     arguments.add_argument("--backbone", action="append", default=[], help="with --weights, in the same order")
     arguments.add_argument("--weights", action="append", default=[], help="a file, or 'pretrained'")
-    arguments.add_argument("--sealed", action="store_true", help="leave test closed, for those who still choose")
+    arguments.add_argument("--test", action="store_true", help="open test: for those who choose no more")
     arguments.add_argument("--write", action="store_true", help="write the table into docs/trust.md")
     given = arguments.parse_args()
     named = {"backbone": given.backbone, "weights": given.weights, "cache": given.cache}
     settings = load_settings({"data": given.data} | {name: value for name, value in named.items() if value})
     stores = open_stores(settings, settings.backbone if given.backbone else ())
-    found = [measure(store, given.data, given.foreign, settings, sealed=given.sealed) for store in stores]
-    lines = show(["flagged, %", "n", *(store.backbone.partition("@")[0] for store in stores)], rows_of(found))
+    found = [measure(store, given.data, given.foreign, settings, sealed=not given.test) for store in stores]
+    lines = show(
+        ["flagged, % (95 % interval)", "n", *(store.backbone.partition("@")[0] for store in stores)], rows_of(found)
+    )
     if given.write:
         write_section("trust", "What is flagged", [*describe(), "", *lines], PAGE)
 

@@ -16,13 +16,18 @@ Config = Annotated[Path | None, typer.Option("--config", help=f"Settings file (d
 Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable result on stdout.")]
 Backbones = Annotated[list[str] | None, typer.Option("--backbone", "-b", help="Frozen network; repeat for several.")]
 Weights = Annotated[list[str] | None, typer.Option("--weights", help="A file, random or pretrained, one a backbone.")]
-WeightsOfStore = Annotated[str | None, typer.Option("--weights", help="The store's, where they were a file.")]
-Views = Annotated[int | None, typer.Option("--views", help="Views an image, the clean one included.")]
+WeightsOfStore = Annotated[
+    str | None, typer.Option("--weights", help="File with the backbone's weights, if extraction was given one.")
+]
+Views = Annotated[int | None, typer.Option("--views", help="Views per image, the clean one included.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 L2 = Annotated[list[float] | None, typer.Option(help="L2 penalty of the Dense kernel; repeat for several.")]
-Seeds = Annotated[int | None, typer.Option(help="Heads a configuration.")]
+Seeds = Annotated[int | None, typer.Option(help="Seeds per configuration: one head each.")]
 SplitName = Annotated[str | None, typer.Option(help="patient, paper or folders.")]
-Select = Annotated[str | None, typer.Option(help="Select by clean, views, or held-out blocks, series, worst.")]
+Select = Annotated[
+    str | None,
+    typer.Option(help="Rule that selects: clean, views, blocks, series or worst (the last three: on held-out folds)."),
+]
 SplitSeed = Annotated[int | None, typer.Option(help="Seed of the patient split.")]
 Positive = Annotated[str | None, typer.Option("--positive", help="The positive class (default: the second).")]
 RunId = Annotated[str | None, typer.Option("--run", help="The run (default: the newest).")]
@@ -30,7 +35,8 @@ HeadNumber = Annotated[int | None, typer.Option("--head", min=0, help="Its head 
 RowName = Annotated[str | None, typer.Option("--row", help="A row of the report by its name, ensembles too.")]
 BundleFolder = Annotated[Path | None, typer.Option("--bundle", metavar="DIR", help="A bundle instead of a run.")]
 NetworkWeights = Annotated[
-    list[str] | None, typer.Option("--weights", help="The networks', where they were files; one each.")
+    list[str] | None,
+    typer.Option("--weights", help="Files with the networks' weights, if extraction was given them; one each."),
 ]
 OwnNetworks = Annotated[
     list[str] | None, typer.Option("--backbone", help="Your own module:callable that the bundle may name.")

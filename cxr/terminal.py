@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from featcache.check import Quarantined
     from heads.reporting.terminal_curves import TerminalCurves
 
-out = Console(highlight=False, emoji=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
-for console in (out, err):
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        # A file or a pipe has no width: give tables room.
-        console.width = 180
 
+def console(*, stderr: bool) -> Console:
+    """A console on stdout or stderr; a file or a pipe, which has no width, gives tables room."""
+    made = Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=True)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = 180
+    return made
+
+
+out, err = console(stderr=False), console(stderr=True)
 
 IN_ASCII = str.maketrans("▸·…–−×±≥≤→←┊│─", ">*.--x~><><:|-")
 """What stands for the characters of our own words where a terminal knows ASCII alone; each as wide as it was."""

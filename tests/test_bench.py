@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,15 @@ def test_the_trust_benchmark_shows_every_kind_and_opens_test_only_where_asked(
     assert flagged == sum(100 * rank / val > 95 for rank in range(val)) / val
     assert [line[0] for line in trust.rows_of(found[:1])] == list(found[0])
     assert len(trust.rows_of([found[0], found[0]])[0]) == 4
+    every = {"val (5 by construction)": (40, 0.05), "held-out blocks of patients, worst": (40, 0.1), "kind": (40, 1.0)}
+    assert [line[2] for line in trust.rows_of([every])] == ["5.0", "10.0", "100.0 (91–100)"]
+    for opened, flags in ((False, []), (True, ["--test"])):
+        asked: list[bool] = []
+        monkeypatch.setattr(trust, "open_stores", lambda *_: [store])
+        monkeypatch.setattr(trust, "measure", lambda *_, sealed, asked=asked: asked.append(sealed) or every)
+        monkeypatch.setattr(sys, "argv", ["trust", "--data", str(phantoms), "--foreign", str(tmp_path), *flags])
+        trust.main()
+        assert asked == [not opened]
 
 
 def test_the_scale_benchmark_measures_all_that_it_shows(tmp_path: Path) -> None:

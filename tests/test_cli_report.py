@@ -118,7 +118,8 @@ def test_curves_of_an_ensemble_are_those_of_its_members(work: Path) -> None:
             "no row 'resnet50.tv_in1k, hiden 256' in the table; did",
         ),
         (("--pictures",), "--pictures and --weights are of the page: say --html FILE too"),
-        (("--weights", "w.pth", "--html", "p.html"), "--weights are those of --pictures"),
+        (("--weights", "w.pth", "--html", "p.html"), "--weights and --device are those of --pictures"),
+        (("--device", "cpu", "--html", "p.html"), "--weights and --device are those of --pictures"),
     ],
 )
 def test_what_cannot_be_drawn_is_wrong_usage(work: Path, flags: tuple[str, ...], told: str) -> None:
@@ -132,7 +133,30 @@ def test_pictures_without_the_films_are_an_error_and_no_page_is_written(work: Pa
         1,
         "cxr: elsewhere/films is not there: --pictures wants the films; name their folder with --data DIR",
     )
+    assert refused.out == ""  # before anything is computed
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_page_tells_no_folders_of_the_command_that_made_it(work: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home-of-alice"
+    home.mkdir()
+    (home / "films").mkdir()
+    page = tmp_path / "page.html"
+    flags = (f"--cache={work / 'cache'}", "--html", page, "--operating-point=sensitivity>=0.95")
+    done("report", f"--data={home}/films", *flags, cwd=work)
+    done("report", "--data", f"../{tmp_path.name}/films", "--cache", "./cache", "--html", tmp_path / "2.html", cwd=work)
+    text, other = page.read_text(encoding="utf-8"), (tmp_path / "2.html").read_text(encoding="utf-8")
+    assert "<code>cxr report --data=films --cache=cache --html page.html" in text
+    assert "sensitivity&gt;=0.95" in text
+    assert "<code>cxr report --data films --cache cache --html 2.html</code>" in other
+    for folder in ("alice", tmp_path.name, str(work)):
+        assert folder not in text + other
+
+
+def test_a_file_whose_name_is_no_utf_8_is_written(work: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.html")
+    done("report", "--data", "films", "--html", tmp_path / name, cwd=work)
+    assert "caf?.html" in (tmp_path / name).read_text(encoding="utf-8")
 
 
 # ---- real terminals and none

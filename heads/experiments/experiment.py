@@ -168,7 +168,8 @@ def run_grids(
     if (known := _known(folder)) is not None:
         unfinished.remove()
         return known
-    started = time.perf_counter()
+    # Before heads are trained: what cannot be told of the machine must not cost them.
+    made_with, started = provenance(device), time.perf_counter()
     results: list[_StoreHeads] = []
     held_out: list[SplitLogits] = []
     progress = RunProgress(grids, shifts, on_progress)
@@ -195,7 +196,7 @@ def run_grids(
         n={"train": len(divided.train), "val": len(divided.val), "test": len(divided.test)},
         straddling=len(divided.straddling),
         seconds=time.perf_counter() - started,
-        provenance=provenance(device),
+        provenance=made_with,
         heads=tuple(record for result in results for record in result.records),
     )
     with unfinished.exclusive():

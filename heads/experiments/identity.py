@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from importlib.metadata import version
 
 from featcache.hardware import device_in_words
 from featcache.images import ImageTable
+from featcache.settings import usable_cores
 from featcache.splits import Split
 from heads.experiments.grids import StoreGrid
 
@@ -60,4 +60,4 @@ def provenance(device: str = "cpu") -> dict[str, str]:
     """Versions and hardware; ``device`` is where the heads were fitted."""
     packages = {name: version(name) for name in ("cxr", "torch", "numpy", "scikit-learn", "h5py")}
     here = {"python": platform.python_version(), "machine": platform.machine()}
-    return {**packages, **here, "device": device_in_words(device), "cores": str(os.cpu_count())}
+    return {**packages, **here, "device": device_in_words(device), "cores": str(usable_cores())}

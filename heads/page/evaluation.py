@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +11,21 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from heads.experiments.split_logits import Kind, SplitLogits
+from heads.page.rows import DIGITS
 from heads.reporting.report import Report, ReportRow
 from heads.statistics.calibration import reliability
 from heads.statistics.curves import Band, Curve, bands, precision_recall, roc, threshold_figures
-from heads.statistics.intervals import Interval, Resamples, wilson
+from heads.statistics.intervals import RESAMPLES, Interval, Resamples, patients, wilson
 from heads.statistics.metrics import probabilities
 
 MOST_ROWS = 12
 """Rows that are evaluated, at most: colours and dashes that can be told apart, and a page that opens at once."""
 
-DIGITS = 4
+HISTOGRAM_BINS = 20
+"""Each a twentieth of probability wide."""
 
-BINS = 20
-"""Of the histogram, each a twentieth of probability wide."""
+MOST_DRAWS, LEAST_RESAMPLES = 1 << 25, 1000
+"""Draws of patients at most, while that leaves resamples enough for percentiles: what a row costs stays bounded."""
 
 THRESHOLDS = np.unique(
     np.concatenate([np.arange(1, 100) / 100, np.round(1 / (1 + np.exp(-np.arange(-8, 8.01, 0.25))), 5)])
@@ -87,6 +89,7 @@ class BinaryEvaluation:
         positives: images of test of the positive class.
         negatives: the others.
         auc: with its interval, as the table's.
+        resamples: that bands and intervals are taken from.
         roc: sensitivity against 1 - specificity, of test.
         roc_band: place, low and high.
         val_roc: of val, for the shift between the two.
@@ -97,12 +100,13 @@ class BinaryEvaluation:
         reliability: bins of the probabilities as they are.
         temperature: that val chose.
         reliability_scaled: bins of the probabilities at that temperature.
-        histogram: images of the negative and of the positive class in each of ``BINS`` bins of probability.
+        histogram: images of the negative and of the positive class in each of ``HISTOGRAM_BINS`` bins of probability.
     """
 
     positives: int
     negatives: int
     auc: tuple[float, float, float] | None
+    resamples: int
     roc: Points
     roc_band: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
     val_roc: Points | None
@@ -152,12 +156,34 @@ def evaluated_rows(report: Report, most: int = MOST_ROWS) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*selected, *ensembles, *best.values(), *ranked)))[:most]
 
 
-def evaluate_rows(report: Report, kind: Kind, places: Iterable[int]) -> tuple[Evaluation, ...]:
-    """Evaluate rows of a report, of logits of one kind; rows of the same images share their resamples."""
+def resamples_of(people: int) -> int:
+    """How many resamples the bands, and the intervals at every threshold, of so many patients are taken from.
+
+    As many as the table's figures have, but of some thousand patients and more fewer: an end of an interval moves by a
+    few hundredths of its width.
+    """
+    return min(RESAMPLES, max(LEAST_RESAMPLES, MOST_DRAWS // people))
+
+
+def evaluate_rows(
+    report: Report, kind: Kind, places: Collection[int], on_row: Callable[[int, int], None] = lambda *_: None
+) -> tuple[Evaluation, ...]:
+    """Evaluate rows of a report, of logits of one kind; rows of the same images share their resamples.
+
+    Args:
+        report: finished.
+        kind: of logits.
+        places: of the rows.
+        on_row: told rows done, and in all.
+    """
     drawn: dict[Any, Resamples] = {}
+    made: list[Evaluation] = []
     # As in a report: many small products.
     with threadpool_limits(1, user_api="blas"):
-        return tuple(_evaluate(report.rows[place], place, kind, drawn) for place in places)
+        for place in places:
+            made.append(_evaluate(report.rows[place], place, kind, drawn))
+            on_row(len(made), len(places))
+    return tuple(made)
 
 
 def _evaluate(one: ReportRow, place: int, kind: Kind, drawn: dict[Any, Resamples]) -> Evaluation:
@@ -168,7 +194,8 @@ def _evaluate(one: ReportRow, place: int, kind: Kind, drawn: dict[Any, Resamples
     if len(row.run.classes) == 2 and truth.any() and not truth.all():
         key = (row.run.positive, test.image_id, test.patient_id, test.label.tobytes())
         if key not in drawn:
-            drawn[key] = Resamples(truth, test.patient)
+            people, _ = patients(truth, test.patient)
+            drawn[key] = Resamples(truth, test.patient, resamples_of(people))
         binary = _binary(one, kind, truth, drawn[key])
     chosen = row.chosen
     return Evaluation(
@@ -190,11 +217,12 @@ def _binary(one: ReportRow, kind: Kind, truth: NDArray[np.bool_], resamples: Res
     at = threshold_figures(probability, truth, cuts, resamples)
     roc_band, precision_recall_band = bands(probability, truth, resamples)
     interval = figures.interval("auc")
-    edges = np.linspace(0, 1, BINS + 1)
+    edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
     return BinaryEvaluation(
         positives=int(truth.sum()),
         negatives=int((~truth).sum()),
         auc=(interval.value, interval.low, interval.high) if interval else None,
+        resamples=resamples.count,
         roc=_points(roc(probability, truth)),
         roc_band=_band(roc_band),
         val_roc=_val_roc(row.val, kind, row.best, row.run.positive),

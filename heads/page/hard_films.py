@@ -2,7 +2,8 @@
 
 Both go by the margin: the log-odds of the class that the image is of, less what the threshold asks of them; for more
 than two classes the logit of that class less the largest of the others. It is negative where the decision is wrong,
-and near zero where a little more evidence would have turned it.
+and near zero where a little more evidence would have turned it. The sign
+is that of the decision itself, which no rounding turns.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from heads.statistics.metrics import probabilities
+
 SHARPEST = 1e-9
 """Thresholds nearer to 0 or 1 have no log-odds to speak of."""
 
@@ -19,7 +22,7 @@ SHARPEST = 1e-9
 def margins(
     logits: NDArray[np.floating], label: NDArray[np.int64], positive: int, threshold: float = 0.5
 ) -> NDArray[np.float64]:
-    """How far each image is on the right side of its decision, [n].
+    """How far each image is on the right side of its decision, [n]; never 0.
 
     Args:
         logits: [n, K].
@@ -31,12 +34,17 @@ def margins(
     if logits.shape[1] == 2:
         asked = min(max(threshold, SHARPEST), 1 - SHARPEST)
         towards = exact[:, positive] - exact[:, 1 - positive] - math.log(asked / (1 - asked))
-        signed: NDArray[np.float64] = np.where(label == positive, towards, -towards)
-        return signed
-    own = exact[rows, label]
-    exact[rows, label] = -np.inf
-    over: NDArray[np.float64] = own - exact.max(axis=1)
-    return over
+        called = probabilities(logits)[:, positive] >= threshold
+        right, size = called == (label == positive), np.where(called, towards, -towards)
+    else:
+        right = exact.argmax(axis=1) == label
+        own = exact[rows, label]
+        exact[rows, label] = -np.inf
+        size = np.abs(own - exact.max(axis=1))
+    # On the threshold itself there is no distance, and still a decision.
+    size = np.maximum(size, np.finfo(np.float64).tiny)
+    signed: NDArray[np.float64] = np.where(right, size, -size)
+    return signed
 
 
 def most_wrong(margin: NDArray[np.float64], count: int) -> NDArray[np.intp]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from heads.choosing.selection import SELECTION_RULES
-from heads.page.evaluation import BINS, MOST_ROWS, Evaluation, evaluate_rows, evaluated_rows
+from heads.page.evaluation import HISTOGRAM_BINS, MOST_ROWS, Evaluation, evaluate_rows, evaluated_rows
 from heads.page.provenance import Provenance, provenance_of
-from heads.page.rows import PageRow, StudyRow, page_rows, study_rows
+from heads.page.rows import AXES, PageRow, StudyRow, page_rows, study_rows
 from heads.page.static_figures import StaticFigure, static_figures
 from heads.reporting.notes import notes
 from heads.reporting.report import Report
 from heads.reporting.tables import Shown
+from heads.statistics.intervals import RESAMPLES
 
 STUDY_TEST = 624
 """Images of test in the study that ``heads.reporting.paper`` quotes."""
@@ -29,10 +31,11 @@ class Page:
     Attributes:
         dataset: the data set's name.
         classes: class names.
-        positive: the positive class, of two.
+        positive: the positive class, of two; that of the first row.
+        positives: those of all rows; none of more than two classes.
         selected_by: the rule that selected, in words.
         logits: whether figures are of the clean view or of the mean over the views, in words.
-        decided_at: by which rule accuracy, sensitivity, specificity and F1 are decided; ``0.5`` or an operating point.
+        decided_at: how accuracy, sensitivity, specificity and F1 are decided, in words.
         rows: the table's rows.
         study: the study's rows beside them; none where the images are others.
         evaluations: of some rows.
@@ -44,6 +47,7 @@ class Page:
     dataset: str
     classes: tuple[str, ...]
     positive: str
+    positives: tuple[str, ...]
     selected_by: str
     logits: str
     decided_at: str
@@ -60,6 +64,21 @@ class Page:
         return any(one.binary for one in self.evaluations)
 
     @property
+    def selected(self) -> int:
+        """Rows that val chose, one a split."""
+        return sum(row.selected for row in self.rows)
+
+    @property
+    def resamples(self) -> int:
+        """That bands, and intervals at the slider, are taken from; where rows differ, the fewest."""
+        return min((one.binary.resamples for one in self.evaluations if one.binary), default=RESAMPLES)
+
+    @property
+    def most_resamples(self) -> int:
+        """That the table's intervals are taken from."""
+        return RESAMPLES
+
+    @property
     def lowest(self) -> int:
         """Where the scale of val and test accuracy begins, in percent."""
         drops = [*(row.drop for row in self.rows), *(row.drop for row in self.study)]
@@ -72,14 +91,21 @@ class Page:
         return {
             "classes": self.classes,
             "positive": self.positive,
-            "bins": BINS,
+            "bins": HISTOGRAM_BINS,
+            "axes": AXES,
             "rows": rows,
             "evaluations": [dataclasses.asdict(one) for one in self.evaluations],
         }
 
 
 def build_page(
-    report: Report, dataset: Path, shown: Shown | None = None, *, command: str = "", most: int = MOST_ROWS
+    report: Report,
+    dataset: Path,
+    shown: Shown | None = None,
+    *,
+    command: str = "",
+    most: int = MOST_ROWS,
+    on_row: Callable[[int, int], None] = lambda *_: None,
 ) -> Page:
     """Gather what the page shows.
 
@@ -89,22 +115,32 @@ def build_page(
         shown: as for the table; the study's rows are there too where test is the study's.
         command: that made the page.
         most: rows that are evaluated at most.
+        on_row: told rows evaluated, and in all.
     """
     shown = shown or Shown()
     run = report.rows[0].row.run
     paper = shown.paper or (run.classes == STUDY_CLASSES and run.n["test"] == STUDY_TEST)
     evaluated = evaluated_rows(report, most)
+    positives = [one.row.run.classes[one.row.run.positive] for one in report.rows]
     return Page(
         dataset=report.dataset,
         classes=run.classes,
         positive=run.classes[run.positive],
+        positives=tuple(dict.fromkeys(positives)) if len(run.classes) == 2 else (),
         selected_by=SELECTION_RULES[report.decision.rule],
         logits="mean over the views" if shown.view_mean else "clean view",
-        decided_at=shown.rule or "0.5",
+        decided_at=_decided_at(len(run.classes), shown.rule),
         rows=page_rows(report, shown),
         study=study_rows() if paper else (),
-        evaluations=evaluate_rows(report, "view_mean" if shown.view_mean else "clean", evaluated),
+        evaluations=evaluate_rows(report, "view_mean" if shown.view_mean else "clean", evaluated, on_row),
         notes=tuple(notes(report, paper=paper, view_mean=shown.view_mean, rule=shown.rule)),
         provenance=provenance_of(report, dataset, command),
         static=static_figures(report, evaluated, view_mean=shown.view_mean),
     )
+
+
+def _decided_at(classes: int, rule: str | None) -> str:
+    if classes != 2:
+        empty = f"; {rule} sets a threshold of two classes, so what it would decide is left empty" if rule else ""
+        return f"each image decided for its most probable class{empty}"
+    return "decided at threshold 0.5" if rule is None else f"decided at the threshold that {rule} chose on val"

@@ -13,6 +13,7 @@ from featcache.named_images import NamedImage
 from featcache.settings import Settings
 from featcache.store import FeatureStore
 from featcache.workspace import data_root
+from heads.experiments.identity import images_sha256
 from heads.experiments.split_logits import Kind
 from heads.known_cases.label_errors import LabelCandidate, label_candidates
 from heads.known_cases.near_duplicates import FilmPair, near_duplicates
@@ -20,6 +21,7 @@ from heads.known_cases.neighbours import neighbours, use_of
 from heads.page.hard_films import least_sure, margins, most_wrong
 from heads.page.pictures import DoubtedLabel, DuplicatePair, FoundFilm, KnownCase, NearFilm, PictureCard, Pictures
 from heads.page.row_evidence import Overlay, RowEvidence, row_evidence
+from heads.page.rows import split_words
 from heads.page.thumbnails import Thumbnails
 from heads.reporting.report import Report, ReportRow
 from heads.reporting.tables import Shown
@@ -58,15 +60,18 @@ def build_pictures(
         on_step: told films done, and in all; the audit counts as one more.
 
     Raises:
-        DataError: the films are not here.
+        DataError: the films are not here, or their features are not those of the films that the row was judged on.
         StoreError: the features that the row stands on are not there any more, or damaged.
         BackboneError: ``weights`` are not the store's.
     """
-    shown, row, root = shown or Shown(), report.selected[0], data_root(settings)
-    if not root.is_dir():
-        raise DataError(f"{root} is not there: --pictures wants the films; name their folder with --data DIR")
+    shown, row, root = shown or Shown(), report.selected[0], films_root(settings)
     evidence = row_evidence(report, row, dataset, settings, weights)
     table = evidence.store.image_table
+    if images_sha256(table) != row.row.run.images_sha256:
+        raise DataError(
+            f"images, labels or patients have changed since {row.name} was fitted, so its films cannot be shown: run "
+            "'cxr extract' and 'cxr fit-head' again, or leave out --pictures"
+        )
     films = Thumbnails(root, dict(zip(table.image_id.tolist(), table.sha256.tolist(), strict=True)))
     judged = _Judged(row, shown)
     hard, unsure = most_wrong(judged.margin, SHOWN), least_sure(judged.margin, SHOWN)
@@ -81,11 +86,13 @@ def build_pictures(
     on_step(len(wanted) + 1, len(wanted) + 1)
     duplicates = [_pair(pair, films) for pair in pairs[:SHOWN]]
     label_errors = [_doubted(candidate, films) for candidate in doubted[:SHOWN]]
-    if films.lost:
-        first, why = next(iter(films.lost.items()))
-        notes.append(f"{len(films.lost)} films cannot be shown, the first of them {first}: {why}.")
+    for lost, fate in ((films.lost, "cannot be shown"), (judged.unmapped, "are shown without their evidence")):
+        if lost:
+            first, why = next(iter(lost.items()))
+            notes.append(f"{len(lost)} films {fate}, the first of them {first}: {why}.")
     return Pictures(
         row=row.name,
+        split=split_words(*row.row.split) if len(report.selected) > 1 else "",
         threshold=judged.threshold,
         images=len(judged.margin),
         wrong=int((judged.margin < 0).sum()),
@@ -102,6 +109,18 @@ def build_pictures(
     )
 
 
+def films_root(settings: Settings) -> Path:
+    """The folder that the films lie in.
+
+    Raises:
+        DataError: it is not there.
+    """
+    root = data_root(settings)
+    if not root.is_dir():
+        raise DataError(f"{root} is not there: --pictures wants the films; name their folder with --data DIR")
+    return root
+
+
 class _Judged:
     """What a row says of the films of test: its logits as the report opened them, of the head that stands for it."""
 
@@ -116,7 +135,8 @@ class _Judged:
             points = row.row.choices[kind].operating_points
             ruled = shown.rule is not None and shown.rule in points
             self.threshold = points[shown.rule][row.row.best].threshold if ruled and shown.rule else 0.5
-        self.margin = margins(logits, self.label, self.positive, self.threshold or 0.5)
+        self.margin = margins(logits, self.label, self.positive, 0.5 if self.threshold is None else self.threshold)
+        self.unmapped: dict[str, str] = {}
 
     def card(self, place: int, evidence: RowEvidence, films: Thumbnails) -> PictureCard | None:
         """One film of test; None where it cannot be shown."""
@@ -133,9 +153,9 @@ class _Judged:
             decided = of_class if probability[of_class] >= self.threshold else 1 - of_class
         overlay: Overlay | None = None
         try:
-            overlay = evidence.overlay(films.root / image_id, of_class, alt)
+            overlay = evidence.overlay(image_id, films, of_class, alt)
         except UnreadableImageError as error:
-            films.lost[image_id] = str(error)
+            self.unmapped[image_id] = str(error)
         said = float(probability[of_class])
         return PictureCard(
             image_id=image_id,
@@ -163,10 +183,7 @@ def _known_cases(
     use = use_of(table, row.row.run.split_rule, row.row.run.split_seed)
     features = store.features(list(image_ids))
     for found in neighbours(named, features, store, np.flatnonzero(use == "train"), use, k=NEAREST):
-        shown = [
-            (one, films.of(one.image_id, f"Radiograph {one.image_id}, labelled {one.label}"))
-            for one in found.neighbours
-        ]
+        shown = [(one, films.of(one.image_id, _alt(one.image_id, one.label))) for one in found.neighbours]
         yield KnownCase(
             image_id=found.image,
             nearest=tuple(

@@ -99,6 +99,7 @@ class Pictures:
 
     Attributes:
         row: whose decisions these are.
+        split: on which val chose the row, where others chose others on theirs; else empty.
         threshold: at which it decides, of two classes.
         images: of test.
         wrong: how many of them it decides wrongly.
@@ -115,6 +116,7 @@ class Pictures:
     """
 
     row: str
+    split: str
     threshold: float | None
     images: int
     wrong: int

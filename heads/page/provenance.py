@@ -19,8 +19,9 @@ from featcache.splits import split
 from featcache.store import FeatureStore, open_store, store_folders
 from heads.experiments.identity import images_sha256
 from heads.experiments.runs import RunRecord
+from heads.page.rows import split_words
 from heads.page.run_grid import grid_file
-from heads.reporting.report import Report
+from heads.reporting.report import Report, ReportRow
 from heads.training.config import HeadConfig
 
 
@@ -44,6 +45,14 @@ class SplitCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitProvenance:
+    """A split that rows stand on: in words, and what each of its parts holds."""
+
+    name: str
+    counts: tuple[SplitCounts, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Told:
     """A name and what is told of it."""
 
@@ -61,7 +70,7 @@ class StoreProvenance:
         spec: its fields; empty where the store is no longer in the cache.
         images: in the store.
         quarantined: images that could not be used.
-        made_with: the command that makes it.
+        made_with: roughly the command that makes it: backbone and views, not what else its spec says.
         passes: the extractions that filled it, each in words.
     """
 
@@ -112,7 +121,7 @@ class RunProvenance:
 class Provenance:
     """All of it."""
 
-    splits: tuple[SplitCounts, ...]
+    splits: tuple[SplitProvenance, ...]
     stores: tuple[StoreProvenance, ...]
     runs: tuple[RunProvenance, ...]
     command: str
@@ -126,19 +135,31 @@ def provenance_of(report: Report, dataset: Path, command: str = "") -> Provenanc
         dataset: ``cache/<dataset>``, whose stores are looked up.
         command: that made the page.
     """
-    first = report.rows[0]
-    classes = len(first.row.run.classes)
     opened = _opened(dataset)
     runs = {row.row.run.run_id: row.row.run for row in report.rows}
+    firsts: dict[tuple[str, str], ReportRow] = {}
+    for row in report.rows:
+        run = row.row.run
+        firsts.setdefault((split_words(*row.row.split), run.images_sha256), row)
     return Provenance(
-        splits=(
-            _train(first.row.run, opened.values()),
-            _counted("val", first.row.val.label, first.row.val.patient_id, classes),
-            _counted("test", first.test_logits.label, first.test_logits.patient_id, classes),
-        ),
+        splits=tuple(_split(basis, row, opened.values()) for basis, row in firsts.items()),
         stores=tuple(_stores(runs.values(), opened)),
         runs=tuple(_run(run) for run in runs.values()),
         command=command,
+    )
+
+
+def _split(basis: tuple[str, str], row: ReportRow, stores: Iterable[FeatureStore]) -> SplitProvenance:
+    name, _ = basis
+    run, val, test = row.row.run, row.row.val, row.test_logits
+    classes = len(run.classes)
+    return SplitProvenance(
+        name=name,
+        counts=(
+            _train(run, stores),
+            _counted("val", val.label, val.patient_id, classes),
+            _counted("test", test.label, test.patient_id, classes),
+        ),
     )
 
 

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,18 +18,21 @@ from markupsafe import Markup
 from heads.page.page import Page
 from heads.page.rows import COLUMNS
 
+if TYPE_CHECKING:
+    from heads.page.pictures import Pictures
+
 ASSETS = resources.files("heads.page") / "assets"
 
 LAST = "start.js"
 """What calls the other files' functions."""
 
 
-def render(page: Page, pictures: object | None = None) -> str:
+def render(page: Page, pictures: Pictures | None = None) -> str:
     """The whole file, as text.
 
     Args:
         page: what it shows.
-        pictures: ``heads.page.pictures.Pictures``, shown by its own part of the template; None leaves them out.
+        pictures: films, shown by its own part of the template; None leaves them out.
     """
     style, script = _joined(".css"), _joined(".js")
     policy = (

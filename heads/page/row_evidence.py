@@ -17,7 +17,7 @@ from featcache.settings import Settings
 from featcache.store import FeatureStore, open_store, store_folders
 from heads.choosing.selection import select
 from heads.experiments.saved_heads import SavedHead, load_weights
-from heads.page.thumbnails import SIDE, Picture, picture
+from heads.page.thumbnails import PICTURE_SIDE, Picture, Thumbnails, picture
 from heads.reporting.report import Report, ReportRow
 from heads.statistics.metrics import probabilities
 
@@ -56,11 +56,11 @@ class RowEvidence:
     mapper: FilmMapper | None
     said: str
 
-    def overlay(self, path: Path, of_class: int, alt: str) -> Overlay | None:
+    def overlay(self, image_id: str, films: Thumbnails, of_class: int, alt: str) -> Overlay | None:
         """The evidence for a class over a film; None where there is none to show.
 
         Raises:
-            UnreadableImageError: the film cannot be read.
+            UnreadableImageError: the film cannot be read, or is another one than was judged.
         """
         if self.head is None or self.mapper is None:
             return None
@@ -70,11 +70,12 @@ class RowEvidence:
         from heads.evidence.overlays import overlay_thumbnail
         from heads.training.model import logits
 
-        film = self.mapper.film(path)
+        film = self.mapper.film(films.root / image_id)
+        films.require(image_id, film.sha256)
         parts = contributions(self.head.weights, film.last_map, of_class)
         name = self.head.run.classes[of_class]
         place = _in_words(peak_of(parts, film), (film.pixels.shape[0], film.pixels.shape[1]))
-        jpeg = overlay_thumbnail(film.pixels, parts.local_evidence, film.window, SIDE)
+        jpeg = overlay_thumbnail(film.pixels, parts.local_evidence, film.window, PICTURE_SIDE)
         return Overlay(
             picture=picture(jpeg, f"{alt}, with the evidence for {name} laid over it: most of it {place}"),
             evidence=parts.evidence,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from featcache.joined import part_names
 from heads.experiments.runs import HeadRecord
 from heads.reporting.figures import spread
 from heads.reporting.paper import PAPER
@@ -23,8 +24,24 @@ COLUMNS = (
 )
 """Split, figure and heading of the table's columns of figures; all but the first are of test."""
 
-AXES = ("backbone", "views", "hidden", "l2", "lr", "standardise", "view_policy", "class_weights", "batch_size")
-"""What a grid may vary, in the order that the page shows it."""
+AXES = {
+    "backbone": "Backbone",
+    "views": "Views per image",
+    "hidden": "Hidden units",
+    "l2": "L2 penalty λ",
+    "lr": "Learning rate",
+    "standardise": "Standardised features",
+    "view_policy": "Views drawn",
+    "class_weights": "Class weights",
+    "batch_size": "Batch size",
+    "epochs": "Epochs at most",
+    "patience": "Patience, epochs",
+    "precision": "Precision of the products",
+    "window": "Shuffle window, images",
+    "adapted": "Adapted to train (transductive)",
+}
+"""What a grid may vary, and how the page calls it, in the order that it shows it: all of a configuration but its seed,
+and what its heads were fitted on. The backbone is told with its fingerprint where several share its name."""
 
 DIGITS = 4
 """Decimals of what is drawn: a ten-thousandth of an axis is not seen."""
@@ -58,7 +75,7 @@ class Drop:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class LearningCurve:
     """How one head learned: figures an epoch.
 
     Attributes:
@@ -97,12 +114,13 @@ class PageRow:
         selected: whether val chose it.
         ensemble: whether it averages heads.
         seeds: heads side by side.
-        split: rule and seed of the split.
+        basis: what rows must share for their figures to be compared, in words: the split with its seed, and the
+            positive class and the images where these differ among the rows.
         cells: figures, in the order of ``COLUMNS``.
         drop: val to test; None where the rule has no threshold.
         curves: of its heads, one a seed; none of an ensemble.
         kept: which curve is of the head that stands for the row.
-        axes: its values on ``AXES``; empty for an ensemble.
+        axes: its values on ``AXES``; empty for an ensemble. Rows of one basis that agree in all of them are one row.
         val: accuracy (percent), loss and AUC by name, of val.
         test: likewise.
     """
@@ -111,10 +129,10 @@ class PageRow:
     selected: bool
     ensemble: bool
     seeds: int
-    split: str
+    basis: str
     cells: tuple[Cell, ...]
     drop: Drop | None
-    curves: tuple[Curve, ...]
+    curves: tuple[LearningCurve, ...]
     kept: int
     axes: dict[str, str | int | float | bool]
     val: dict[str, Spread]
@@ -132,7 +150,27 @@ class StudyRow:
 
 def page_rows(report: Report, shown: Shown) -> tuple[PageRow, ...]:
     """All rows of a report, in its order."""
-    return tuple(_page_row(row, shown) for row in report.rows)
+    prints: dict[str, set[str]] = {}
+    for one in report.rows:
+        for head in one.row.records:
+            prints.setdefault(head.backbone, set()).add(head.fingerprint)
+    several = {backbone for backbone, found in prints.items() if len(found) > 1}
+    return tuple(_page_row(row, shown, several, _basis(row, report)) for row in report.rows)
+
+
+def _basis(row: ReportRow, report: Report) -> str:
+    runs, run = [one.row.run for one in report.rows], row.row.run
+    words = [split_words(run.split_rule, run.split_seed)]
+    if len({one.positive for one in runs}) > 1:
+        words.append(f"positive {run.classes[run.positive]}")
+    if len({one.images_sha256 for one in runs}) > 1:
+        words.append(f"images {run.images_sha256[:6]}")
+    return ", ".join(words)
+
+
+def split_words(rule: str, seed: int) -> str:
+    """A split by its rule, and by its seed where that is not 0."""
+    return f"{rule} split" + (f" {seed}" if seed else "")
 
 
 def study_rows() -> tuple[StudyRow, ...]:
@@ -154,7 +192,7 @@ def study_rows() -> tuple[StudyRow, ...]:
     return tuple(made)
 
 
-def _page_row(row: ReportRow, shown: Shown) -> PageRow:
+def _page_row(row: ReportRow, shown: Shown, several: Collection[str], basis: str) -> PageRow:
     pair = row.against_selected["view_mean" if shown.view_mean else "clean"]
     differing: dict[str, Any] = {}
     if pair is not None:
@@ -179,18 +217,20 @@ def _page_row(row: ReportRow, shown: Shown) -> PageRow:
     record = row.row.records[0] if row.row.records and row.row.ensemble is None else None
     axes: dict[str, Any] = {}
     if record is not None:
-        held = {"backbone": record.backbone, "views": record.views, **record.config.to_json()}
+        backbone = record.backbone
+        if backbone in several:
+            backbone += f" [{'+'.join(part[:6] for _, part in part_names(backbone, record.fingerprint))}]"
+        held = {"backbone": backbone, "views": record.views, "adapted": record.adapted, **record.config.to_json()}
         axes = {name: held[name] for name in AXES}
-    rule, seed = row.row.split
     return PageRow(
         name=row.name,
         selected=row.selected,
         ensemble=row.row.ensemble is not None,
         seeds=row.row.seeds,
-        split=rule + (f" {seed}" if seed else ""),
+        basis=basis,
         cells=tuple(cells),
         drop=_drop(row, shown),
-        curves=() if row.row.ensemble else tuple(_curve(one) for one in row.row.records),
+        curves=() if row.row.ensemble else tuple(_learning_curve(one) for one in row.row.records),
         kept=row.row.best,
         axes=axes,
         val=_effects(row, "val", shown),
@@ -211,12 +251,12 @@ def _drop(row: ReportRow, shown: Shown) -> Drop | None:
     return Drop(**accuracy, **ends)
 
 
-def _curve(record: HeadRecord) -> Curve:
+def _learning_curve(record: HeadRecord) -> LearningCurve:
     def rounded(values: Sequence[float]) -> tuple[float, ...]:
         return tuple(round(value, DIGITS) for value in values)
 
     history = record.history
-    return Curve(
+    return LearningCurve(
         seed=record.config.seed,
         best=record.best_epoch,
         stopped=record.stop_reason,

@@ -1,4 +1,4 @@
-"""Films as small pictures inside a page: data URIs, each film read once, and checked to be the one that was judged."""
+"""Films as small pictures inside a page: data URIs, each checked to be of the very bytes that were judged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from featcache.check import read_file
 from featcache.errors import UnreadableImageError
 from featcache.thumbnails import thumbnail_of
 
-SIDE = 160
+PICTURE_SIDE = 160
 """Pixels of a picture's longer side: a hundred and fifty of them take about a megabyte."""
 
 
@@ -58,13 +58,21 @@ class Thumbnails:
         if image_id not in self._made:
             try:
                 data = read_file(self.root, image_id)
-                if hashlib.sha256(data).hexdigest() != self._sha256.get(image_id):
-                    raise UnreadableImageError("its content has changed since the features were extracted")
-                self._made[image_id] = picture(thumbnail_of(data, SIDE), alt)
+                self.require(image_id, hashlib.sha256(data).hexdigest())
+                self._made[image_id] = picture(thumbnail_of(data, PICTURE_SIDE), alt)
             except UnreadableImageError as error:
                 self.lost[image_id], self._made[image_id] = str(error), None
         made = self._made[image_id]
         return made and replace(made, alt=alt)
+
+    def require(self, image_id: str, sha256: str) -> None:
+        """Check that bytes that were read are those that were judged.
+
+        Raises:
+            UnreadableImageError: they are others.
+        """
+        if sha256 != self._sha256.get(image_id):
+            raise UnreadableImageError("its content has changed since it was judged")
 
 
 def picture(jpeg: bytes, alt: str) -> Picture:

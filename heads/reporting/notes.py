@@ -22,7 +22,7 @@ def notes(report: Report, *, paper: bool = False, view_mean: bool = False, rule:
         rule: at whose operating points the table shows decisions; None for 0.5.
     """
     lines: list[str] = []
-    if rule is not None:
+    if rule is not None and any(rule in row.figures("test", view_mean=view_mean).points for row in report.rows):
         lines.append(f"accuracy, sensitivity, specificity and F1 are at the operating point {rule}, chosen on val")
     for row in report.selected:
         lines += _selected(report, row, view_mean=view_mean, rule=rule)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,15 +54,13 @@ class ThresholdFigures:
     the ends of their intervals: with the odds o of the prevalence, PPV / (1 - PPV) is o times that at one half.
 
     Attributes:
-        threshold: [T], ascending.
         tp: positive images decided positive, [T].
         fp: negative images decided positive, [T].
-        intervals: of accuracy, sensitivity, specificity and F1, one a threshold.
+        intervals: of accuracy, sensitivity and specificity, one a threshold.
         ppv_even: ends of the interval of the PPV at a prevalence of one half, [T, 2]; NaN where none is positive.
         npv_even: likewise of the NPV; NaN where all are positive.
     """
 
-    threshold: NDArray[np.float64]
     tp: NDArray[np.int64]
     fp: NDArray[np.int64]
     intervals: tuple[FigureIntervals, ...]
@@ -102,10 +101,10 @@ def bands(
         cuts: thresholds at most that the curves run through.
         places: of the horizontal axis.
     """
-    values = thresholds(probability)[1][::-1]  # the first decides none positive, the last all
+    values = thresholds(probability)[1]  # the first decides all positive, the last none
     if len(values) > cuts:
         values = values[np.unique(np.linspace(0, len(values) - 1, cuts).round().astype(int))]
-    tp, fp = _resampled(probability, truth, values, resamples)
+    tp, fp = (found[::-1] for found in _resampled(probability, truth, values, resamples))
     x = np.linspace(0, 1, places)
     sensitivity, precision = np.empty((tp.shape[1], places)), np.empty((tp.shape[1], places - 1))
     for number, (of_positives, of_negatives) in enumerate(zip(tp.T, fp.T, strict=True)):
@@ -130,21 +129,20 @@ def threshold_figures(
         cuts: thresholds, ascending, [T]; positive is decided from each on.
         resamples: of the same images.
     """
-    decisions = probability[None] >= cuts[:, None]
-    intervals, _ = resamples.figures(decisions, np.empty((0, len(truth))))
     tp, fp = _resampled(probability, truth, cuts, resamples)
-    positives, negatives = resamples.sums(np.stack([truth, ~truth]))
+    tp_once, fp_once = _above(_places(probability, truth, cuts), len(cuts))
+    intervals = resamples.at_counts(tp_once, fp_once, tp, fp)
+    positives, negatives = resamples.class_sizes
     # Shares of counts, so that one of 0 is 0 and a predictive value of 1 is 1 in every resample.
     found, missed = tp / positives, (positives - tp) / positives
     spared, alarmed = (negatives - fp) / negatives, fp / negatives
     with np.errstate(invalid="ignore"):
         ppv = found / (found + alarmed)
         npv = spared / (spared + missed)
-    called = decisions.sum(axis=1)
+    called = tp_once + fp_once
     return ThresholdFigures(
-        threshold=cuts,
-        tp=(decisions & truth).sum(axis=1),
-        fp=(decisions & ~truth).sum(axis=1),
+        tp=tp_once,
+        fp=fp_once,
         intervals=tuple(intervals),
         ppv_even=_even_intervals(ppv, called > 0, intervals, positive=True),
         npv_even=_even_intervals(npv, called < len(truth), intervals, positive=False),
@@ -180,9 +178,26 @@ def _predictive(one: float, other: float) -> float:
 def _resampled(
     probability: NDArray[np.floating], truth: NDArray[np.bool_], cuts: NDArray[np.float64], resamples: Resamples
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """True and false positives of each threshold in each resample, [T, R] each."""
-    decisions = probability[None] >= cuts[:, None]
-    return resamples.sums(decisions & truth), resamples.sums(decisions & ~truth)
+    """True and false positives of each threshold, ascending, in each resample, [T, R] each."""
+    held = resamples.tallies(_places(probability, truth, cuts), 2 * (len(cuts) + 1))
+    negative, positive = held.reshape(2, len(cuts) + 1, -1)
+    return _reached(positive), _reached(negative)
+
+
+def _places(probability: NDArray[np.floating], truth: NDArray[np.bool_], cuts: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Between which two of T thresholds each image lies, 0 to T, [N]; of positive ones T + 1 more."""
+    return np.searchsorted(cuts, probability, side="right") + (len(cuts) + 1) * truth
+
+
+def _above(place: NDArray[np.intp], cuts: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """True and false positives of each threshold among the images themselves, [T] each."""
+    negative, positive = np.bincount(place, minlength=2 * (cuts + 1)).reshape(2, cuts + 1)
+    return _reached(positive), _reached(negative)
+
+
+def _reached(counts: NDArray[Any]) -> NDArray[Any]:
+    """How many lie at each of T thresholds or above, of how many lie between them, [T + 1, …]: [T, …]."""
+    return np.cumsum(counts[:0:-1], axis=0)[::-1]
 
 
 def _band(x: NDArray[np.float64], heights: NDArray[np.float64]) -> Band:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 Z = 1.959963984540054
 """The 97.5 % quantile of the normal distribution: ±Z holds 95 %."""
@@ -21,7 +22,8 @@ RESAMPLES = 10_000
 COUNTS_KEPT = 1 << 26
 """Drawn counts that are kept between calls, 256 MiB of float32; more are drawn anew by each."""
 
-RESAMPLES_AT_ONCE = 500
+RESAMPLES_AT_ONCE, DRAWS_AT_ONCE = 500, 1 << 25
+"""A block of resamples, and of fewer where there are very many patients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,10 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class FigureIntervals:
-    """Intervals of the figures at one threshold; None where a class without images leaves one undefined."""
+    """Intervals of the figures at one threshold; None where a class without images leaves one undefined.
+
+    That of F1 is None as well where it was not asked for.
+    """
 
     accuracy: Interval
     sensitivity: Interval | None
@@ -74,6 +79,9 @@ class Resamples:
         resamples: R, how many.
         seed: of the draws.
 
+    Attributes:
+        count: R.
+
     Raises:
         ValueError: shapes do not fit, there are no images or no resamples.
     """
@@ -83,7 +91,7 @@ class Resamples:
     ) -> None:
         if resamples < 1:
             raise ValueError(f"bootstrap: wanted at least one resample, got {resamples}")
-        self._truth, self._count, self._seed = truth, resamples, seed
+        self._truth, self.count, self._seed = truth, resamples, seed
         self._people, self._number = patients(truth, patient)
         bears = np.zeros((2, self._people), bool)
         bears[truth.astype(int), self._number] = True
@@ -107,6 +115,14 @@ class Resamples:
         held = own.astype(np.float32)
         return np.concatenate([held @ block for block in self._kept or self._blocks()], axis=1, dtype=np.float64)
 
+    def tallies(self, group: NDArray[np.integer], groups: int) -> NDArray[np.float64]:
+        """How many images of each group a resample holds, of each image's group, [N]: [groups, R].
+
+        The work is of N · R whatever the number of groups, since an image is in one alone.
+        """
+        held = csr_array((np.ones(len(group), np.float32), (group, self._number)), shape=(groups, self._people))
+        return np.concatenate([held @ block for block in self._kept or self._blocks()], axis=1, dtype=np.float64)
+
     def figures(
         self, decisions: NDArray[np.bool_], values: NDArray[np.floating]
     ) -> tuple[list[FigureIntervals], list[Interval]]:
@@ -114,8 +130,25 @@ class Resamples:
         truth, count = self._truth, len(decisions)
         sums = self.sums(np.concatenate([decisions & truth, decisions & ~truth, values]))
         tp, fp, totals = sums[:count], sums[count : 2 * count], sums[2 * count :]
-        figures = [self._intervals(*of) for of in zip(decisions, tp, fp, strict=True)]
+        bearing = [len(np.unique(self._number[one | truth])) for one in decisions]
+        once = (decisions & truth).sum(axis=1), (decisions & ~truth).sum(axis=1)
+        figures = [self._intervals(*of) for of in zip(*once, tp, fp, bearing, strict=True)]
         return figures, [self._mean(*of) for of in zip(values, totals, strict=True)]
+
+    def at_counts(
+        self,
+        tp: NDArray[np.integer],
+        fp: NDArray[np.integer],
+        resampled_tp: NDArray[np.float64],
+        resampled_fp: NDArray[np.float64],
+    ) -> list[FigureIntervals]:
+        """Intervals of accuracy, sensitivity and specificity, not of F1, where counts are known, [M] and [M, R]."""
+        return [self._intervals(*of, None) for of in zip(tp, fp, resampled_tp, resampled_fp, strict=True)]
+
+    @property
+    def class_sizes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Positive and negative images of each resample, [R]."""
+        return self._positives, self._images - self._positives
 
     def mean(self, values: NDArray[np.floating]) -> Interval:
         """Interval of the mean over the images of a value, [N], such as the loss."""
@@ -134,42 +167,43 @@ class Resamples:
         return Interval(value=value, low=low, high=high) if low < high else wilson(value, self._people)
 
     def _intervals(
-        self, decision: NDArray[np.bool_], tp: NDArray[np.float64], fp: NDArray[np.float64]
+        self, tp_once: int, fp_once: int, tp: NDArray[np.float64], fp: NDArray[np.float64], bearing_f1: int | None
     ) -> FigureIntervals:
-        positives = self._positives
-        counts = ((decision & self._truth).sum(), (decision & ~self._truth).sum(), self._truth.sum(), len(decision))
-        tp_once, fp_once, positives_once, images_once = (np.array([count], np.float64) for count in counts)
-        once = _figures(tp_once, fp_once, positives_once, images_once)
-        many = _figures(tp, fp, positives, self._images)
+        """Intervals by counts of the images, and of each resample, [R]; of F1 by the patients that it bears upon."""
+        counts = (tp_once, fp_once, self._truth.sum(), len(self._truth))
+        once = _figures(*(np.array([count], np.float64) for count in counts))
+        many = _figures(tp, fp, self._positives, self._images)
+        if bearing_f1 is None:
+            del many["f1"]
         # All at once: a percentile's checks take longer than its work.
         ends = dict(
             zip(many, np.percentile(np.stack(list(many.values())), [2.5, 97.5], axis=1).T.tolist(), strict=True)
         )
-        counted = np.zeros(self._people, bool)
-        counted[self._number[decision | self._truth]] = True
 
-        def interval(name: str, bearing: NDArray[np.bool_]) -> Interval:
+        def interval(name: str, bearing: int) -> Interval:
             value, (low, high) = float(once[name][0]), ends[name]
             if low < high:
                 return Interval(value=value, low=low, high=high)
             if name != "f1":
-                return wilson(value, int(bearing.sum()))
+                return wilson(value, bearing)
             # With J = tp / (tp + fp + fn), a share of images, F1 = 2J / (1 + J), which grows with J.
-            share = wilson(value / (2 - value), int(bearing.sum()))
+            share = wilson(value / (2 - value), bearing)
             return Interval(value=value, low=2 * share.low / (1 + share.low), high=2 * share.high / (1 + share.high))
 
+        positive, negative = int(self._positive.sum()), int(self._negative.sum())
         return FigureIntervals(
-            accuracy=interval("accuracy", self._positive | self._negative),
-            sensitivity=interval("sensitivity", self._positive) if self._positive.any() else None,
-            specificity=interval("specificity", self._negative) if self._negative.any() else None,
-            f1=interval("f1", counted) if self._positive.any() else None,
+            accuracy=interval("accuracy", self._people),
+            sensitivity=interval("sensitivity", positive) if positive else None,
+            specificity=interval("specificity", negative) if negative else None,
+            f1=interval("f1", bearing_f1) if positive and bearing_f1 is not None else None,
         )
 
     def _blocks(self) -> Iterator[NDArray[np.float32]]:
         """How often each resample holds each patient, a block of resamples at a time: [P, r]."""
         random = np.random.default_rng(self._seed)
-        for start in range(0, self._count, RESAMPLES_AT_ONCE):
-            size = min(RESAMPLES_AT_ONCE, self._count - start)
+        most = min(RESAMPLES_AT_ONCE, max(1, DRAWS_AT_ONCE // self._people))
+        for start in range(0, self.count, most):
+            size = min(most, self.count - start)
             block = np.zeros((self._people, size), np.float32)
             for stratum in self._strata:
                 drawn = random.integers(len(stratum), size=(size, len(stratum)))

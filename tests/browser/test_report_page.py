@@ -180,6 +180,12 @@ def test_a_prevalence_moves_the_predictive_values_as_bayes_has_it(open_page: Ope
     (tn, fp), (fn, tp) = counts(page)
     assert tn > 0
     assert tp > 0
+    before = page.locator("#threshold-figures tr.live td.figure").all_inner_texts()
+    for refused in ("0", "100", ""):
+        page.fill("#prevalence", refused)
+        assert page.get_attribute("#prevalence", "aria-invalid") == "true"
+        assert "between 0 and 100 %" in page.inner_text("#prevalence-refused")
+        assert page.locator("#threshold-figures tr.live td.figure").all_inner_texts() == before
     for percent in (2, 30):
         page.fill("#prevalence", str(percent))
         sensitivity, specificity, p = tp / (tp + fn), tn / (tn + fp), percent / 100
@@ -188,6 +194,8 @@ def test_a_prevalence_moves_the_predictive_values_as_bayes_has_it(open_page: Ope
         npv = specificity * (1 - p) / (specificity * (1 - p) + (1 - sensitivity) * p)
         assert numbers(live[3])[0] == pytest.approx(ppv, abs=5e-4)
         assert numbers(live[4])[0] == pytest.approx(npv, abs=5e-4)
+        assert page.get_attribute("#prevalence", "aria-invalid") == "false"
+        assert page.inner_text("#prevalence-refused") == ""
 
 
 def test_keys_move_the_slider_and_a_point_that_val_chose_is_a_press_away(open_page: OpenPage, written: Written) -> None:
@@ -242,4 +250,10 @@ def test_on_paper_there_are_no_controls_and_no_navigation(open_page: OpenPage, w
     assert not page.locator("nav").is_visible()
     assert not page.locator("#threshold-slider").is_visible()
     assert page.locator("#comparison").is_visible()
-    assert page.pdf().startswith(b"%PDF-")
+    grid_file = page.locator("#provenance pre").first
+    assert not grid_file.is_visible()
+    page.pdf()
+    # On paper nothing can be opened: what a press would show is there.
+    assert page.locator("details:not([open])").count() == 0
+    assert grid_file.is_visible()
+    assert "[[head]]" in grid_file.inner_text()

@@ -14,7 +14,7 @@ function startCalibration(data) {
     ];
   });
   const tools = document.getElementById("calibration-tools");
-  const [label] = choice("Row", every.map((other, k) => [k, data.rows[other.row].name]), every.indexOf(one), (k) => {
+  const [label] = choice("Row", every.map((other, k) => [k, nameOf(data, other)]), every.indexOf(one), (k) => {
     one = every[k];
     again();
   });
@@ -30,7 +30,7 @@ function reliabilityPlot(data, one, bins, how, width) {
     y: { domain: [0, 1], label: `share that is ${data.positive}`, ticks: UNIT },
     title: `Probabilities ${how}`,
     headroom: 22,
-    label: `${data.rows[one.row].name}, probabilities ${how}: ${bins.map((bin) => `${fixed(bin.probability, 2)} comes true in ${fixed(bin.positive, 2)} of ${bin.n}`).join("; ")}`,
+    label: `${nameOf(data, one)}, probabilities ${how}: ${bins.map((bin) => `${fixed(bin.probability, 2)} comes true in ${fixed(bin.positive, 2)} of ${bin.n}`).join("; ")}`,
   });
   inside.append(mark("path", { class: "guide", d: line([[0, 0], [1, 1]], sx, sy) }));
   let last = -Infinity;
@@ -50,5 +50,5 @@ function reliabilityPlot(data, one, bins, how, width) {
   const n = bins.reduce((sum, bin) => sum + bin.n, 0);
   const counts = [...new Set(bins.map((bin) => bin.n))].sort((a, b) => a - b);
   const each = counts.length > 1 ? `${counts[0]} to ${counts.at(-1)}` : counts[0];
-  return figure(svg, `${data.rows[one.row].name}: ${bins.length} bins of ${each} images each, ${n} in all; the diagonal is perfect calibration. Above stand the images of a bin, where there is room.`);
+  return figure(svg, `${nameOf(data, one)}: ${bins.length} bins of ${each} images each, ${n} in all; the diagonal is perfect calibration. Above stand the images of a bin, where there is room.`);
 }

@@ -149,6 +149,11 @@ function tick(words, checked, onChange) {
   return element("label", {}, box, words);
 }
 
+// An evaluated row by its name, and by the seed whose head is drawn.
+function nameOf(data, one) {
+  return data.rows[one.row].name + (one.seed === null ? "" : ` (seed ${one.seed})`);
+}
+
 function figure(svg, caption) {
   return element("figure", {}, svg, ...(caption ? [element("figcaption", {}, caption)] : []));
 }

@@ -29,7 +29,7 @@ function startDiscrimination(data) {
         {},
         box,
         swatch(k),
-        element("span", { class: "what" }, data.rows[one.row].name + (data.rows[one.row].selected ? " (selected)" : "")),
+        element("span", { class: "what" }, nameOf(data, one) + (data.rows[one.row].selected ? " (selected)" : "")),
         element("span", { class: "interval" }, auc ? `AUC ${ranged(auc, 3)}` : ""),
       ),
     );
@@ -52,7 +52,7 @@ const UNIT = [0, 0.2, 0.4, 0.6, 0.8, 1].map((tick) => [tick, fixed(tick, 1)]);
 
 function rocPlot(data, every, shown, width, bands, val, close) {
   const size = Math.min(width, 520);
-  const told = shown.map((one) => `${data.rows[one.row].name}, AUC ${one.binary.auc ? ranged(one.binary.auc, 3) : "undefined"}`);
+  const told = shown.map((one) => `${nameOf(data, one)}, AUC ${one.binary.auc ? ranged(one.binary.auc, 3) : "undefined"}`);
   const { svg, inside, sx, sy } = frame({
     width: size,
     height: size,
@@ -88,7 +88,7 @@ function precisionPlot(data, every, shown, width, bands) {
     height: size,
     x: { domain: [0, 1], label: "recall (sensitivity)", ticks: UNIT },
     y: { domain: [floor, 1], label: "precision (PPV)", },
-    label: `Precision-recall curves on test of ${shown.map((one) => data.rows[one.row].name).join("; ") || "no row"}`,
+    label: `Precision-recall curves on test of ${shown.map((one) => nameOf(data, one)).join("; ") || "no row"}`,
   });
   inside.append(mark("path", { class: "guide", d: line([[0, share], [1, share]], sx, sy) }));
   for (const one of shown) {

@@ -1,17 +1,14 @@
 // The effect of each axis of the grid, as small multiples: val, and test apart and paler.
 
-const AXIS_NAMES = {
-  backbone: "Backbone", views: "Views an image", hidden: "Hidden units", l2: "L2 penalty λ", lr: "Learning rate",
-  standardise: "Standardised features", view_policy: "Views drawn", class_weights: "Class weights", batch_size: "Batch size",
-};
 const FIGURES = [["loss", "Loss", ""], ["accuracy", "Accuracy", ", %"], ["auc", "AUC", ""]];
 
 function startGrid(data) {
   const body = document.getElementById("grid-body");
   const rows = data.rows.filter((row) => Object.keys(row.axes).length);
-  const names = Object.keys(AXIS_NAMES).filter((name) => new Set(rows.map((row) => row.axes[name])).size > 1);
+  const bases = [...new Set(rows.map((row) => row.basis))];
+  const names = Object.keys(data.axes).filter((name) => new Set(rows.map((row) => row.axes[name])).size > 1);
   if (!names.length) {
-    body.append(element("p", { class: "prose" }, "Nothing was varied but seeds."));
+    body.append(element("p", { class: "prose" }, `Nothing was varied but seeds${bases.length > 1 ? " and the split" : ""}.`));
     return;
   }
   // A class without images leaves no AUC.
@@ -27,15 +24,19 @@ function startGrid(data) {
   tools.hidden = false;
   for (const name of names) {
     const place = element("div", { class: name === "backbone" ? "plots two" : null });
-    body.append(element("h3", { class: "axis-title" }, AXIS_NAMES[name]), place);
+    body.append(element("h3", { class: "axis-title" }, data.axes[name]), place);
     const draw = name === "backbone"
-      ? (width) => ["val", "test"].map((split) => backbonePlot(rows, split, figures[shown], columnWidth(width)))
-      : (width) => axisPanels(rows, name, figures[shown], width);
+      // Val figures compare within a split only.
+      ? (width) => bases.flatMap((basis) => {
+        const mine = rows.filter((row) => row.basis === basis);
+        return ["val", "test"].map((split) => backbonePlot(mine, split, figures[shown], columnWidth(width), bases.length > 1 ? basis : ""));
+      })
+      : (width) => axisPanels(data.axes, rows, name, figures[shown], width);
     redraws.push(drawn(place, draw));
   }
 }
 
-const shortName = (name) => name.replace(/^torchvision:/, "").replace(/@[^+]*/g, "");
+const shortName = (name) => name.replace(/^torchvision:/, "").replace(/@[^+ ]*/g, "");
 // From the middle: names of a family differ at their ends.
 const clipped = (text, most) => (text.length > most ? `${text.slice(0, Math.ceil(most / 2) - 1)}…${text.slice(-Math.floor(most / 2))}` : text);
 const levelName = (value) => (value === true ? "yes" : value === false ? "no" : typeof value !== "number" ? String(value) : value !== 0 && Math.abs(value) < 0.001 ? Number(value.toPrecision(3)).toExponential().replace("e-", "e−") : String(Number(value.toPrecision(4))));
@@ -47,20 +48,21 @@ function domainOf(rows, figureName, splits) {
   return [low - margin, high + margin];
 }
 
-// A panel a backbone, of val and apart of test; a line joins rows that are alike in all but this axis.
-function axisPanels(rows, name, [figureName, words, unit], width) {
+// A panel a backbone, of val and apart of test; a line joins rows that are alike in all but this axis, split included.
+function axisPanels(axes, rows, name, [figureName, words, unit], width) {
   const levels = [...new Set(rows.map((row) => row.axes[name]))].sort((a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b));
   const backbones = [...new Set(rows.map((row) => row.axes.backbone))];
-  const others = Object.keys(AXIS_NAMES).filter((axis) => axis !== name && axis !== "backbone" && new Set(rows.map((row) => row.axes[axis])).size > 1);
-  const settingOf = (row) => others.map((axis) => `${AXIS_NAMES[axis]} ${levelName(row.axes[axis])}`).join(", ");
-  const groups = [...grouped(rows, (row) => JSON.stringify({ ...row.axes, [name]: null })).values()];
+  const others = Object.keys(axes).filter((axis) => axis !== name && axis !== "backbone" && new Set(rows.map((row) => row.axes[axis])).size > 1);
+  const several = new Set(rows.map((row) => row.basis)).size > 1;
+  const settingOf = (row) => [...others.map((axis) => `${axes[axis]} ${levelName(row.axes[axis])}`), ...(several ? [row.basis] : [])].join(", ");
+  const groups = [...grouped(rows, (row) => JSON.stringify([row.basis, { ...row.axes, [name]: null }])).values()];
   const joined = groups.filter((group) => group.length > 1);
   // Where the axis was only varied together with others there is nothing to join, and all rows are points.
   const drawnGroups = joined.length ? joined : groups;
   const settings = joined.length ? [...new Set(joined.map(([row]) => settingOf(row)))] : [""];
   const caption = joined.length
-    ? element("div", { class: "keys" }, ...(others.length ? settings.map((setting, k) => element("span", {}, swatch(k), setting)) : []))
-    : element("p", { class: "reading" }, `No two rows differ in this alone: it was varied together with ${others.map((axis) => AXIS_NAMES[axis]).join(", ")}. Each point is a row.`);
+    ? element("div", { class: "keys" }, ...(others.length || several ? settings.map((setting, k) => element("span", {}, swatch(k), setting)) : []))
+    : element("p", { class: "reading" }, `No two rows differ in this alone: it was varied together with ${[...others.map((axis) => axes[axis]), ...(several ? ["the split"] : [])].join(", ")}. Each point is a row.`);
   const columns = Math.max(2, Math.min(Math.floor(width / 225), Math.max(backbones.length, 4)));
   const each = Math.floor((width - 16 * (columns - 1)) / columns);
   const every = Math.ceil(levels.length / Math.max(2, Math.floor((each - 60) / 38)));
@@ -76,7 +78,7 @@ function axisPanels(rows, name, [figureName, words, unit], width) {
         x: { domain: [-0.4, levels.length - 0.6], ticks: levels.map((level, k) => [k, levelName(level)]).filter(([k]) => k % every === 0) },
         y: { domain, label: `${words} on ${split}${unit}` },
         title: clipped(shortName(backbone), Math.floor((each - 55) / 7)),
-        label: `${words} on ${split} by ${AXIS_NAMES[name]} on ${backbone}. ${told}`,
+        label: `${words} on ${split} by ${axes[name]} on ${backbone}. ${told}`,
       });
       mine.forEach((group, k) => {
         const style = joined.length ? Math.max(settings.indexOf(settingOf(group[0])), 0) : 0;
@@ -118,7 +120,7 @@ function drawPoints(inside, points, split, style, sx, sy) {
 }
 
 // Every configuration a dot beside its backbone.
-function backbonePlot(rows, split, [figureName, words, unit], width) {
+function backbonePlot(rows, split, [figureName, words, unit], width, basis) {
   const backbones = [...new Set(rows.map((row) => row.axes.backbone))];
   const narrow = width < 420;
   const names = backbones.map((name) => clipped(shortName(name), narrow ? 17 : 24));
@@ -127,8 +129,8 @@ function backbonePlot(rows, split, [figureName, words, unit], width) {
     height: 60 + backbones.length * 34,
     x: { domain: domainOf(rows, figureName, [split]), label: `${words} on ${split}${unit}` },
     y: { domain: [backbones.length - 0.5, -0.5], ticks: names.map((name, k) => [k, name]) },
-    title: split,
-    label: `${words} on ${split} by backbone: ${rows.map((row) => `${row.name}: ${value(row[split][figureName])}`).join("; ")}`,
+    title: basis ? `${split}, ${basis}` : split,
+    label: `${words} on ${split}${basis && `, ${basis},`} by backbone: ${rows.map((row) => `${row.name}: ${value(row[split][figureName])}`).join("; ")}`,
   });
   const layer = mark("g", { class: split === "test" ? "pale" : null });
   backbones.forEach((backbone, k) => {

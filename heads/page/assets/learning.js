@@ -98,9 +98,7 @@ function learningPlot(row, figureName, label, width, seeds) {
     label: `${label} of train and val by epoch. ${told}`,
   });
   const [train, val] = [of(kept, "train"), of(kept, "val")];
-  inside.append(
-    mark("path", { class: "band f-val", d: area(val.map(([x]) => x), train.map(([, y]) => y), val.map(([, y]) => y), sx, sy) }),
-  );
+  inside.append(mark("path", { class: "band f-val", d: area(...worse(train, val, figureName === "loss"), sx, sy) }));
   for (const curve of curves) {
     const thin = curve === kept ? "" : " thin";
     inside.append(
@@ -123,7 +121,29 @@ function learningPlot(row, figureName, label, width, seeds) {
   }
   for (const end of ends) svg.append(mark("text", { class: `t-${end.name}`, x: end.x + 6, y: Math.min(end.y + 4, bottom) }, end.name));
   const others = row.curves.length > 1 ? `; ${seeds ? "bold" : "here"} is seed ${kept.seed}, the lowest val loss of ${row.curves.length}` : "";
-  return figure(svg, `${figureName === "loss" ? "Loss" : "Accuracy"}: train dashed, val solid, the gap shaded${others}.`);
+  return figure(svg, `${figureName === "loss" ? "Loss" : "Accuracy"}: train dashed, val solid, shaded where val is the worse${others}.`);
+}
+
+// Where val is worse than train: xs, train's line, and val's where it is the worse; both meet where the lines cross.
+function worse(train, val, more) {
+  const [xs, from, to] = [[], [], []];
+  const put = (x, a, b) => {
+    xs.push(x);
+    from.push(a);
+    to.push(more ? Math.max(a, b) : Math.min(a, b));
+  };
+  train.forEach(([x, a], k) => {
+    const b = val[k][1];
+    if (k) {
+      const [x0, a0, b0] = [...train[k - 1], val[k - 1][1]];
+      if ((a0 - b0) * (a - b) < 0) {
+        const share = (a0 - b0) / (a0 - b0 - (a - b));
+        put(x0 + share * (x - x0), a0 + share * (a - a0), a0 + share * (a - a0));
+      }
+    }
+    put(x, a, b);
+  });
+  return [xs, from, to];
 }
 
 function learningWords(row) {

@@ -69,6 +69,8 @@ function startTable(data) {
     }
     const which = brief && !wanted ? ": selected, ensembles over backbones, each backbone's best and the next, all by val" : "";
     count.textContent = shown < lines.length ? `${shown} of ${lines.length} rows${which}` : "";
+    // What is searched for is looked for in all rows already.
+    more.hidden = wanted !== "";
     more.textContent = brief ? `Show all ${lines.length} rows` : `Show ${foremost.size} rows`;
   };
   const more = element("button", { type: "button", id: "table-all" });

@@ -9,7 +9,7 @@ function startThreshold(data) {
   const shareOf = (binary) => binary.positives / (binary.positives + binary.negatives);
   let prevalence = shareOf(one.binary);
 
-  const [label] = choice("Row", every.map((other, k) => [k, data.rows[other.row].name]), every.indexOf(one), (k) => {
+  const [label] = choice("Row", every.map((other, k) => [k, nameOf(data, other)]), every.indexOf(one), (k) => {
     // The same threshold, as near as the other row has it; its own chosen points have places of their own.
     const value = one.binary.thresholds.value[at];
     one = every[k];
@@ -20,21 +20,29 @@ function startThreshold(data) {
   });
   const amount = element("input", { type: "number", min: 0.1, max: 99.9, step: 0.1, id: "prevalence" });
   amount.value = fixed(100 * prevalence, 1);
-  amount.addEventListener("input", () => {
+  const refused = element("span", { id: "prevalence-refused", role: "status" });
+  amount.setAttribute("aria-describedby", refused.id);
+  const settle = () => {
     const value = Number(amount.value) / 100;
-    if (value > 0 && value < 1) {
+    const sound = value > 0 && value < 1;
+    amount.setAttribute("aria-invalid", String(!sound));
+    refused.textContent = sound ? "" : `A prevalence lies between 0 and 100 %; shown is ${percent(prevalence)}.`;
+    if (sound) {
       prevalence = value;
       show();
     }
-  });
+  };
+  amount.addEventListener("input", settle);
   const asTest = element("button", { type: "button" }, "as on test");
   asTest.addEventListener("click", () => {
     prevalence = shareOf(one.binary);
     amount.value = fixed(100 * prevalence, 1);
+    amount.setAttribute("aria-invalid", "false");
+    refused.textContent = "";
     show();
   });
   const tools = document.getElementById("threshold-tools");
-  tools.append(label, element("label", {}, "Prevalence, % ", amount), asTest);
+  tools.append(label, element("label", {}, "Prevalence, % ", amount), asTest, refused);
   tools.hidden = false;
 
   const value = element("output", { id: "threshold-value", for: "threshold-slider" });
@@ -83,7 +91,7 @@ function startThreshold(data) {
     table.replaceChildren(figuresTable(one, at, prevalence));
     matrix.replaceChildren(confusionTable(data, one, at));
     const found = figuresAt(one.binary, at, prevalence);
-    status.textContent = `${data.rows[one.row].name}. Predictive values are for a prevalence of ${percent(prevalence)}; test's own is ${percent(shareOf(one.binary))}. `
+    status.textContent = `${nameOf(data, one)}. Predictive values are for a prevalence of ${percent(prevalence)}; test's own is ${percent(shareOf(one.binary))}. `
       + `At ${fixed(threshold, 4)}: ${found.tp + found.fp} of ${one.binary.positives + one.binary.negatives} films are called ${data.positive}.`;
     draw();
   }
@@ -93,10 +101,12 @@ function startThreshold(data) {
 
 const nearest = (values, wanted) => values.reduce((best, value, k) => (Math.abs(value - wanted) < Math.abs(values[best] - wanted) ? k : best), 0);
 
+// The rules that chose a point on val; none of the one at 0.5 that nothing chose.
+const rulesOf = (point) => point.rules.filter((rule) => rule !== "0.5").join(", ");
+
 function pointName(one, point) {
-  const value = fixed(one.binary.thresholds.value[point.at], 3);
-  const rules = point.rules.filter((rule) => rule !== "0.5");
-  return rules.length ? `${rules.join(", ")} on val: ${value}` : "0.5";
+  const rules = rulesOf(point);
+  return rules ? `${rules} on val: ${fixed(one.binary.thresholds.value[point.at], 3)}` : "0.5";
 }
 
 // Figures of a threshold, each as [value, low, high]; null where it is undefined.
@@ -123,7 +133,7 @@ function figuresAt(binary, at, prevalence) {
 }
 
 function figuresTable(one, at, prevalence) {
-  const head = ["", "Threshold", "Sensitivity", "Specificity", "PPV", "NPV", "Accuracy, %"];
+  const head = ["", "Threshold", "Sensitivity", "Specificity", "PPV", "NPV", "Accuracy at test's mix, %"];
   const row = (name, place, live) => {
     const found = figuresAt(one.binary, place, prevalence);
     const cell = (of, digits = 3) => element(
@@ -144,8 +154,8 @@ function figuresTable(one, at, prevalence) {
     );
   };
   const points = one.binary.chosen.map((point) => {
-    const rules = point.rules.filter((rule) => rule !== "0.5");
-    return row(rules.length ? `${rules.join(", ")} (val)` : "0.5", point.at, false);
+    const rules = rulesOf(point);
+    return row(rules ? `${rules} (val)` : "0.5", point.at, false);
   });
   return element(
     "table",
@@ -195,7 +205,7 @@ function tradePlot(data, one, at, width) {
     height: Math.round(Math.min(320, Math.max(240, width * 0.6))),
     x: { domain, label: "threshold (log-odds scale)", ticks, room: 12 },
     y: { domain: [0, 1], label: "share of its class found", ticks: UNIT },
-    label: `${data.rows[one.row].name}: sensitivity and specificity on test by threshold`,
+    label: `${nameOf(data, one)}: sensitivity and specificity on test by threshold`,
   });
   inside.append(
     mark("path", { class: "band f0", d: area(xs, ...thresholds.sensitivity, sx, sy) }),
@@ -231,7 +241,7 @@ function histogramPlot(data, one, threshold, width) {
     height: Math.round(Math.min(320, Math.max(240, width * 0.6))),
     x: { domain: [0, 1], label: `probability of ${data.positive}`, ticks: UNIT },
     y: { domain: [-top, top], label: "images (√ scale)", ticks },
-    label: `${data.rows[one.row].name}: test images by probability in ${data.bins} bins; ${data.positive}: ${positive.join(", ")}; ${other}: ${negative.join(", ")}`,
+    label: `${nameOf(data, one)}: test images by probability in ${data.bins} bins; ${data.positive}: ${positive.join(", ")}; ${other}: ${negative.join(", ")}`,
   });
   const bar = (k, count, sign, style) => {
     const [from, to] = [sx(k / data.bins) + 0.75, sx((k + 1) / data.bins) - 0.75];

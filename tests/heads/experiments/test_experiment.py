@@ -470,3 +470,17 @@ def test_what_is_streamed_is_not_adapted(tmp_path: Path) -> None:
     store = write_store(tmp_path, images({"train": (2000, 2000), "test": (3, 3)}))
     message = refused(SettingsError, [store], tmp_path, [LINEAR], adapt=True, memory=50_000)
     assert "leave --adapt out" in message
+
+
+def test_what_cannot_be_told_of_the_machine_is_said_before_heads_are_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(device: str) -> dict[str, str]:
+        raise RuntimeError(f"nothing known of {device}")
+
+    epochs: list[int] = []
+    monkeypatch.setattr("heads.experiments.experiment.provenance", fails)
+    store = write_store(tmp_path / "films", images())
+    with pytest.raises(RuntimeError, match="nothing known of cpu"):
+        run_experiment([store], tmp_path / "films", (LINEAR,), on_progress=lambda done, *_: epochs.append(done))
+    assert epochs == []

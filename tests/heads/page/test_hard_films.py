@@ -48,6 +48,22 @@ def test_of_several_classes_it_is_the_true_logit_less_the_largest_other() -> Non
         assert (margin[row] < 0) == (logits[row].argmax() != label[row])
 
 
+@pytest.mark.parametrize("threshold", [0.5, 0.0, np.nextafter(1.0, 2.0)])
+def test_on_the_rim_of_a_threshold_the_sign_is_still_the_decisions(threshold: float) -> None:
+    # A film on the threshold itself, two whose probability rounds to 1 and to 0, and the true class of each both ways.
+    logits = np.array([[0, 0], [0, 0], [-60, 60], [-60, 60], [60, -60], [60, -60]], np.float64)
+    label = np.array([0, 1] * 3)
+    called = probabilities(logits)[:, 1] >= threshold
+    margin = margins(logits, label, 1, threshold)
+    assert (margin < 0).tolist() == (called != (label == 1)).tolist()
+    assert set(most_wrong(margin, 6).tolist()) == set(np.flatnonzero(called != (label == 1)).tolist())
+
+
+def test_of_equal_logits_of_several_classes_the_sign_is_the_decisions() -> None:
+    logits = np.zeros((3, 3))
+    assert (margins(logits, np.array([0, 1, 2]), 0) < 0).tolist() == [False, True, True]
+
+
 def test_logits_are_left_as_they_are() -> None:
     logits, label = drawn(10, 3, 3)
     before = logits.copy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from featcache.passes import Pass, note_pass
 from heads.choosing.rows import Row
 from heads.experiments.identity import images_sha256
 from heads.experiments.split_logits import SplitLogits
-from heads.page.evaluation import Evaluation, evaluate_rows, evaluated_rows
+from heads.page.evaluation import Evaluation, evaluate_rows, evaluated_rows, resamples_of
 from heads.page.page import Page, build_page
-from heads.page.rows import COLUMNS, page_rows, study_rows
+from heads.page.rows import AXES, COLUMNS, page_rows, study_rows
 from heads.page.static_figures import static_figures
 from heads.reporting.notes import notes
 from heads.reporting.report import Report, build_report
@@ -92,7 +92,7 @@ def test_the_study_stands_beside_ours_as_the_terminal_has_it_where_test_is_its(t
     fitted(tmp_path, BASE)
     page = page_of(tmp_path)
     assert page.classes == ("NORMAL", "PNEUMONIA")
-    assert page.provenance.splits[2].images == 60
+    assert page.provenance.splits[0].counts[2].images == 60
     lines = cells(build_report(tmp_path), Shown(paper=True), "main")[1:]
     told = [(PAPER_MARK + row.name, *(cell.text for cell in row.cells), "1") for row in study_rows()]
     assert told == [tuple(line) for line in lines]
@@ -134,6 +134,67 @@ def test_learning_curves_are_the_histories_of_every_seed_and_an_ensemble_has_non
             assert curve.val_accuracy == pytest.approx(history.val_accuracy, abs=1e-4)
         assert shown.curves[shown.kept].seed == row.row.records[row.row.best].config.seed
         assert (shown.axes["backbone"], shown.axes["l2"]) == (row.row.records[0].backbone, row.row.records[0].config.l2)
+
+
+def test_the_axes_are_all_that_makes_a_head_but_its_seed() -> None:
+    assert set(AXES) == {field.name for field in fields(HeadConfig)} - {"seed"} | {"backbone", "views", "adapted"}
+
+
+def test_rows_of_one_basis_and_equal_axes_are_one_row(tmp_path: Path) -> None:
+    others: tuple[dict[str, Any], ...] = (
+        {},
+        {"split_rule": "paper"},
+        {"split_seed": 1},
+        {"positive": 0},
+        {"images_sha256": "b" * 64},
+    )
+    for number, changes in enumerate(others):
+        fitted(tmp_path, BASE, replace(BASE, epochs=20), run_id=f"run-{number}", **changes)
+    fitted(tmp_path, BASE, run_id="run-9", fingerprint="e" * 64)
+    rows = page_rows(build_report(tmp_path), Shown())
+    assert len(rows) == 9  # of the two hashes of images the newer one counts
+    assert len({(row.basis, *row.axes.values()) for row in rows}) == len(rows)
+    assert {row.axes["backbone"] for row in rows} == {"resnet50 [ffffff]", "resnet50 [eeeeee]"}
+    assert {row.basis.partition(",")[0] for row in rows} == {"patient split", "patient split 1", "paper split"}
+    assert any(", positive NORMAL" in row.basis for row in rows)
+
+
+def test_every_split_is_counted_by_itself(tmp_path: Path) -> None:
+    for number, (rule, n) in enumerate((("patient", 60), ("paper", 40))):
+        fitted(tmp_path, BASE, run_id=f"run-{number}", split_rule=rule, n=n)
+    page = page_of(tmp_path)
+    told = {one.name: [part.images for part in one.counts[1:]] for one in page.provenance.splits}
+    assert told == {"patient split": [60, 60], "paper split": [40, 40]}
+    assert page.selected == 2
+
+
+def test_how_films_are_decided_is_told_by_their_classes(tmp_path: Path, dataset: Path) -> None:
+    assert page_of(dataset).decided_at == "decided at threshold 0.5"
+    assert page_of(dataset, Shown(rule="youden")).decided_at == "decided at the threshold that youden chose on val"
+    logits = split_logits(1, 30, 3)
+    record = head(val=evaluate(logits.logits[0], logits.label))
+    saved(tmp_path, run(record, classes=("NORMAL", "PNEUMONIA", "TUBERCULOSIS")), logits, logits)
+    for rule in (None, "youden"):
+        page = page_of(tmp_path, Shown(rule=rule))
+        assert page.decided_at.startswith("each image decided for its most probable class")
+        assert not any("chosen on val" in note for note in page.notes)
+
+
+def test_of_many_patients_fewer_resamples_are_drawn_and_of_no_fewer_than_percentiles_need() -> None:
+    assert [resamples_of(people) for people in (1, 624, 3_355, 20_000, 600_000)] == [
+        10_000,
+        10_000,
+        10_000,
+        1_677,
+        1_000,
+    ]
+
+
+def test_rows_are_told_one_by_one_as_they_are_evaluated(report: Report, dataset: Path) -> None:
+    told: list[tuple[int, int]] = []
+    page = build_page(report, dataset, most=3, on_row=lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert page.resamples == page.most_resamples == 10_000
 
 
 def test_effects_are_mean_and_deviation_over_seeds(report: Report) -> None:
@@ -294,7 +355,9 @@ def test_provenance_counts_images_and_patients_and_tells_the_spec_of_every_store
     made: dict[str, Any] = {"backbone": "synthetic", "fingerprint": store.fingerprint, "views": 2}
     fitted(tmp_path, replace(BASE, l2=1e-4), BASE, **made)
     page = build_page(build_report(tmp_path), tmp_path, command="cxr report --html page.html")
-    train, val, test = page.provenance.splits
+    (divided,) = page.provenance.splits
+    train, val, test = divided.counts
+    assert divided.name == "patient split"
     assert (train.images, val.images, test.images) == (4173, 60, 60)
     assert (test.of_class, test.patients) == ((30, 30), 30)
     (run_,) = page.provenance.runs
@@ -316,7 +379,7 @@ def test_classes_and_patients_of_train_are_told_where_a_store_holds_the_runs_ver
     store = write_store(tmp_path, table)
     made: dict[str, Any] = {"backbone": "synthetic", "fingerprint": store.fingerprint}
     fitted(tmp_path, BASE, **made, images_sha256=images_sha256(table), split_rule="folders", n=60)
-    train = page_of(tmp_path).provenance.splits[0]
+    train = page_of(tmp_path).provenance.splits[0].counts[0]
     rows = table.split == "train"
     assert train.of_class == tuple(np.bincount(table.label[rows]).tolist())
     assert train.patients == len(set(table.patient_id[rows]))

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from featcache.thumbnails import thumbnail
-from heads.page.thumbnails import SIDE, Thumbnails
+from heads.page.thumbnails import PICTURE_SIDE, Thumbnails
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_picture_is_the_thumbnail_as_a_data_uri_with_its_size(films: tuple[Pat
     assert made is not None
     head, _, data = made.source.partition(",")
     assert head == "data:image/jpeg;base64"
-    assert base64.b64decode(data) == thumbnail(root, name, SIDE)
+    assert base64.b64decode(data) == thumbnail(root, name, PICTURE_SIDE)
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         assert image.size == (made.width, made.height)
     assert (made.alt, thumbnails.lost) == ("a film", {})
@@ -47,7 +47,7 @@ def test_large_films_are_small_in_the_page(tmp_path: Path) -> None:
     made = Thumbnails(tmp_path, {"film.png": digest}).of("film.png", "")
     assert made is not None
     assert (made.width, made.height) == (160, 103)
-    assert len(made.source) < 4 / 3 * (3 * SIDE**2)
+    assert len(made.source) < 4 / 3 * (3 * PICTURE_SIDE**2)
 
 
 def test_what_has_changed_is_gone_or_is_elsewhere_is_not_shown_and_told(films: tuple[Path, dict[str, str]]) -> None:
@@ -62,7 +62,7 @@ def test_what_has_changed_is_gone_or_is_elsewhere_is_not_shown_and_told(films: t
     thumbnails = Thumbnails(root, hashes)
     assert [thumbnails.of(name, "") for name in (changed, gone, elsewhere, broken, "unknown.jpeg")] == [None] * 5
     assert thumbnails.lost == {
-        changed: "its content has changed since the features were extracted",
+        changed: "its content has changed since it was judged",
         gone: "no such file",
         elsewhere: "the link leads outside the data folder",
         broken: "not a JPEG, PNG or DICOM image",

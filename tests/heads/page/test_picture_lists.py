@@ -15,12 +15,15 @@ import torch
 from PIL import Image
 from test_cli import done
 
-from featcache.errors import BackboneError, DataError, StoreError
+from featcache.errors import BackboneError, DataError, StoreError, UnreadableImageError
+from featcache.maps import FilmMap, FilmMapper
 from featcache.settings import Settings, load_settings
 from heads.experiments.runs import load_run, run_folders
 from heads.experiments.split_logits import Kind
 from heads.page.picture_lists import build_pictures
 from heads.page.pictures import PictureCard, Pictures
+from heads.page.row_evidence import row_evidence
+from heads.page.thumbnails import Thumbnails
 from heads.reporting.report import Report, build_report
 from heads.reporting.tables import Shown
 from heads.statistics.metrics import probabilities
@@ -92,6 +95,19 @@ def test_the_worst_and_the_least_sure_are_those_of_the_reports_logits(
         assert card.decision == ("PNEUMONIA" if towards[card.image_id] >= 0 else "NORMAL")
         assert card.of_class == "PNEUMONIA"
     assert all(card.decision != card.label for card in pictures.worst)
+
+
+def test_a_threshold_of_zero_is_kept_and_calls_every_film_positive(report: Report, settings: Settings) -> None:
+    (row,) = report.selected
+    rule = "sensitivity>=0.95"
+    choices = row.row.choices["clean"]
+    points = {rule: tuple(replace(one, threshold=0.0) for one in choices.operating_points[rule])}
+    zero = replace(row, row=replace(row.row, choices={"clean": replace(choices, operating_points=points)}))
+    pictures = built(replace(report, rows=(zero,)), settings, Shown(rule=rule))
+    assert pictures.threshold == 0
+    assert pictures.wrong == sum(label == 0 for label in row.test_logits.label.tolist())
+    assert pictures.worst
+    assert {(card.decision, card.label) for card in pictures.worst} == {("PNEUMONIA", "NORMAL")}
 
 
 # ---- evidence
@@ -262,6 +278,52 @@ def test_films_that_have_changed_or_gone_are_left_out_and_told(place: Path, tmp_
     assert [card.image_id for card in after.worst] == [card.image_id for card in before.worst[2:]]
     assert after.wrong == before.wrong
     assert after.notes == (f"2 films cannot be shown, the first of them {gone}: no such file.",)
+
+
+def test_films_that_were_extracted_anew_since_they_were_judged_are_refused(
+    place: Path, tmp_path: Path, settings: Settings
+) -> None:
+    films = shutil.copytree(place / "films", tmp_path / "films")
+    shutil.copytree(place / "cache", tmp_path / "cache")
+    there = settings.model_copy(update={"data": films, "cache": tmp_path / "cache"})
+    report = build_report(tmp_path / "cache/films", rule="clean")
+    judged = built(report, there).worst[0]
+    ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1)))
+    ramp.save(films / judged.image_id, format="JPEG")
+    done("extract", "-b", "tiny_network:tiny", "--views", "2", cwd=tmp_path, **QUICK)
+    with pytest.raises(DataError, match=r"have changed since .* was fitted, so its films cannot be shown: run"):
+        built(report, there)
+    done("fit-head", *FIT, cwd=tmp_path, **QUICK)
+    assert built(build_report(tmp_path / "cache/films", rule="clean"), there).images == 25
+
+
+def test_a_film_that_changes_between_its_picture_and_its_evidence_has_none(report: Report, settings: Settings) -> None:
+    evidence = row_evidence(report, report.selected[0], settings.cache / "films", settings)
+    table = evidence.store.image_table
+    name, digest = str(table.image_id[0]), str(table.sha256[0])
+    assert settings.data is not None
+    same, other = (Thumbnails(settings.data, {name: one}) for one in (digest, "0" * 64))
+    assert evidence.overlay(name, same, 1, "a film") is not None
+    with pytest.raises(UnreadableImageError, match="has changed since it was judged"):
+        evidence.overlay(name, other, 1, "a film")
+
+
+def test_a_film_without_evidence_is_shown_and_told_apart_from_one_that_is_not(
+    report: Report, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = built(report, settings)
+    lame, whole = before.worst[0].image_id, FilmMapper.film
+
+    def film(mapper: FilmMapper, path: Path) -> FilmMap:
+        if path.as_posix().endswith(lame):
+            raise UnreadableImageError("no map of it")
+        return whole(mapper, path)
+
+    monkeypatch.setattr(FilmMapper, "film", film)
+    after = built(report, settings)
+    assert [card.image_id for card in after.worst] == [card.image_id for card in before.worst]
+    assert [card.image_id for card in after.worst if card.overlay is None] == [lame]
+    assert after.notes == (f"1 films are shown without their evidence, the first of them {lame}: no map of it.",)
 
 
 def test_without_the_films_or_their_features_it_is_an_error_that_says_the_way_out(

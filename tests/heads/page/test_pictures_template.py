@@ -49,6 +49,7 @@ CARD = PictureCard(
 
 PICTURES = Pictures(
     row=SCRIPT,
+    split="",
     threshold=0.25,
     images=30,
     wrong=7,

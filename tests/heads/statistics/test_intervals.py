@@ -22,6 +22,18 @@ from heads.statistics.metrics import evaluate
 NAMES = ("accuracy", "sensitivity", "specificity", "f1")
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_tallies_are_the_sums_over_each_groups_images(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kept:
+        monkeypatch.setattr(intervals, "COUNTS_KEPT", 0)
+    _, truth, patient = sample(11, n=90)
+    group = np.random.default_rng(0).integers(0, 6, 90)
+    resamples = Resamples(truth, patient, 700)
+    found = resamples.tallies(group, 7)
+    np.testing.assert_array_equal(found, resamples.sums(group == np.arange(7)[:, None]))
+    assert not found[6].any()
+
+
 def test_values_are_those_of_the_metrics() -> None:
     probability, truth, patient = sample(0)
     logits = np.log(np.stack([1 - probability, probability], 1))
