@@ -9,7 +9,7 @@ from featcache.errors import UsageError
 from featcache.settings import Settings
 from featcache.workspace import dataset_folder, films_folder
 from heads.prediction.bundle import load_bundle
-from heads.prediction.from_run import model_of_run
+from heads.prediction.from_run import chosen_row, model_of_row
 from heads.prediction.model import HALF, Model
 from heads.statistics.operating_point import parse_rule
 
@@ -36,8 +36,8 @@ def asked_model(
         operating_rule: whose threshold is wanted; None for the first that val chose.
 
     Raises:
-        UsageError: flags that exclude each other, or an unknown rule.
-        CxrError: no such model; see ``load_bundle`` and ``model_of_run``.
+        UsageError: flags that exclude each other, an unknown rule, or one for more than two classes.
+        CxrError: no such model; see ``load_bundle``, ``chosen_row`` and ``model_of_row``.
     """
     if head is not None and row is not None:
         raise UsageError("--head and --row each name what is asked: give one of them")
@@ -45,21 +45,28 @@ def asked_model(
         raise UsageError("--bundle holds its head: leave --run, --head and --row out")
     if code and bundle is None:
         raise UsageError("--backbone says what code a bundle may run: a run knows its networks")
-    rules = [] if operating_rule in (None, HALF.rule) else [_known(operating_rule or "")]
+    rules = chosen_by(operating_rule)
     if bundle is not None:
         model = load_bundle(bundle, code=code)
-        # Before networks are loaded.
-        model.choices["clean"].point(operating_rule)
-        return model
-    root = films_folder(settings)
-    return model_of_run(
-        dataset_folder(settings), run, head=head, row=row, rule=settings.select, operating_rules=rules, root=root
-    )
+    else:
+        dataset, root = dataset_folder(settings), films_folder(settings)
+        found = chosen_row(dataset, run, head=head, row=row, rule=settings.select, operating_rules=rules)
+        model = model_of_row(dataset, found, root)
+    # Before networks are loaded.
+    model.point("clean", operating_rule)
+    return model
 
 
-def _known(rule: str) -> str:
+def chosen_by(rule: str | None) -> list[str]:
+    """The rules whose thresholds val must choose for a rule that is asked for: none for the default and for ``0.5``.
+
+    Raises:
+        UsageError: an unknown rule.
+    """
+    if rule is None or rule == HALF.rule:
+        return []
     try:
         parse_rule(rule)
     except ValueError as error:
         raise UsageError(f"--operating-point: {error}") from error
-    return rule
+    return [rule]
