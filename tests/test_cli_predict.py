@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_files import SECRET, dicom
+from PIL import Image
 from test_cli import SETTINGS, cxr, done
 
 from featcache.decode import decode
@@ -163,7 +164,56 @@ def test_distances_are_measured_once_and_a_damaged_file_again(work: Path) -> Non
 
 def test_without_the_films_at_hand_features_alone_tell_how_far_they_lie(work: Path, tmp_path: Path) -> None:
     shutil.copytree(work / "cache", tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache" / "films" / "distances", ignore_errors=True)
     film = work / "films" / val_ids(work)[0]
     said = done("predict", film, "--data", "films", "--json", cwd=tmp_path)
-    assert "told by features alone" in said.err
+    assert "the films of the data set are not at hand: how far a film lies is told by features alone" in said.err
     assert 0 <= said.json[0]["distance_percentile"] <= 100
+
+
+def test_what_was_measured_on_the_films_is_used_without_them_too(work: Path, tmp_path: Path) -> None:
+    film = work / "films" / val_ids(work)[0]
+    wanted = done("predict", film, "--json", cwd=work).json[0]
+    shutil.copytree(work / "cache", tmp_path / "cache")
+    said = done("predict", film, "--data", "films", "--json", cwd=tmp_path)
+    assert "features alone" not in said.err
+    assert said.json == [{**wanted, "path": str(film)}]
+
+
+def test_the_first_prediction_of_a_run_says_that_it_reads_many_films_and_names_the_one_that_it_cannot(
+    work: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(work, tmp_path / "work")
+    shutil.rmtree(tmp_path / "work" / "cache" / "films" / "distances", ignore_errors=True)
+    gone, asked = val_ids(work)[:2]
+    (tmp_path / "work" / "films" / gone).unlink()
+    said = done("predict", asked, cwd=tmp_path / "work")
+    assert "measuring how far films lie, once for this run: " in said.err
+    assert f"{gone}: no such file" in said.err
+    assert "are not at hand" not in said.err
+    shutil.copy(work / "films" / gone, tmp_path / "work" / "films" / gone)
+    assert "features alone" not in done("predict", asked, cwd=tmp_path / "work").err
+    assert "measuring" not in done("predict", asked, cwd=tmp_path / "work").err
+
+
+def test_distances_of_other_images_under_the_same_names_are_not_those_of_the_run(work: Path, tmp_path: Path) -> None:
+    place = tmp_path / "work"
+    shutil.copytree(work, place)
+    kept, films = place / "cache" / "films" / "distances", place / "films"
+    shutil.rmtree(kept, ignore_errors=True)
+    names = val_ids(work)[:4]
+    before = done("predict", *names, "--json", cwd=place).json
+    shutil.rmtree(kept)
+    for film in films.glob("train/*/*"):
+        pixels = decode(film.read_bytes())
+        Image.fromarray(255 - pixels).save(film, quality=95)
+    done("extract", cwd=place)
+    changed = done("predict", *names, "--json", cwd=place)
+    assert "the images have changed since the run" in changed.err
+    assert {row["distance_percentile"] for row in changed.json} == {None}
+    card = done("bundle", "--out", "model", cwd=place)
+    assert "the images have changed since the run" in card.err
+    shutil.rmtree(films)
+    shutil.copytree(work / "films", films)
+    done("extract", cwd=place)
+    assert done("predict", *names, "--json", cwd=place).json == before

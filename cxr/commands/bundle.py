@@ -39,7 +39,7 @@ def bundle(
 
     dataset, root = dataset_folder(settings), films_folder(settings)
     chosen = chosen_row(dataset, run, head=head, row=row, rule=settings.select)
-    model = model_of_row(dataset, chosen, root)
+    model = model_of_row(dataset, chosen, root, note)
     for line in model.notes:
         note(line)
     networks = backbones_of(model, settings, weights or ()) if include_weights else None

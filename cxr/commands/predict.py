@@ -68,7 +68,14 @@ def predict(
     root = films_folder(settings)
     total = sum(1 for _ in film_paths(paths, root))
     model = asked_model(
-        settings, bundle=bundle, code=backbone or (), run=run, head=head, row=row, operating_rule=operating_point
+        settings,
+        bundle=bundle,
+        code=backbone or (),
+        run=run,
+        head=head,
+        row=row,
+        operating_rule=operating_point,
+        tell=note,
     )
     networks, count = backbones_of(model, settings, weights or ()), views or (model.views if view_mean else 1)
     predictor = Predictor(model, networks, compute_of(settings), rule=operating_point, views=count)

@@ -97,6 +97,7 @@ def serve(
             head=head,
             row=row,
             operating_rule=operating_point,
+            tell=note,
         )
         networks, compute = backbones_of(model, settings, weights or ()), compute_of(settings)
         count = views or (model.views if view_mean else 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from featcache.errors import UsageError
@@ -23,6 +23,7 @@ def asked_model(
     head: int | None = None,
     row: str | None = None,
     operating_rule: str | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Model:
     """The model that flags name; without any the head that ``cxr explain`` takes.
 
@@ -34,6 +35,7 @@ def asked_model(
         head: its index in the run.
         row: its name in the report.
         operating_rule: whose threshold is wanted; None for the first that val chose.
+        tell: see ``reference.reference_of``.
 
     Raises:
         UsageError: flags that exclude each other, an unknown rule, or one for more than two classes.
@@ -51,7 +53,7 @@ def asked_model(
     else:
         dataset, root = dataset_folder(settings), films_folder(settings)
         found = chosen_row(dataset, run, head=head, row=row, rule=settings.select, operating_rules=rules)
-        model = model_of_row(dataset, found, root)
+        model = model_of_row(dataset, found, root, tell)
     # Before networks are loaded.
     model.point("clean", operating_rule)
     return model

@@ -20,6 +20,7 @@ from heads.choosing.decision import Decision
 from heads.choosing.rows import Row
 from heads.experiments.split_logits import SplitLogits
 from heads.prediction.model import Model
+from heads.prediction.reference import table_of
 from heads.reporting.figures import DECIDED, Figures, figures_of
 from heads.reporting.sealed import open_test
 from heads.statistics.intervals import Interval, Resamples
@@ -73,14 +74,16 @@ def look_at_test(row: Row, model: Model, root: Path | None = None) -> Tested:
         points=row.choices["clean"].operating_points,
     )
     patients = len(set(test.patient_id))
-    return Tested(figures=figures, n=len(test.label), patients=patients, flagged=_flagged(test, model, root))
+    return Tested(figures=figures, n=len(test.label), patients=patients, flagged=_flagged(row, test, model, root))
 
 
-def _flagged(test: SplitLogits, model: Model, root: Path | None) -> float | None:
+def _flagged(row: Row, test: SplitLogits, model: Model, root: Path | None) -> float | None:
     """The share of test that is flagged, by what the distance was fitted with."""
     if model.distance is None:
         return None
     stores = [open_store(source.path) for source in model.sources]
+    if table_of(row.run, stores) is None:
+        return None
     features = np.concatenate([store.features(test.image_id) for store in stores], axis=1)
     outlines = None
     if len(model.distance.outline):
