@@ -13,6 +13,7 @@ from dicom_files import SECRET, dicom
 from PIL import Image
 from test_cli import SETTINGS, cxr, done
 
+import cli
 from featcache.decode import decode
 from heads.experiments.runs import load_logits, run_folders
 
@@ -147,6 +148,26 @@ def test_a_name_moves_no_cursor(work: Path, tmp_path: Path) -> None:
     lines = done("predict", odd, cwd=work).out.splitlines()
     assert len(lines) == 2
     assert done("predict", odd, "--json", cwd=work).json[0]["path"] == str(odd)
+    # Nor where nothing can be read, or no such thing is there: these names stand in the error.
+    odd.write_bytes(b"")
+    for asked in (odd, tmp_path / "\x1b[31m*.png"):
+        said = cxr("predict", asked, "--json", cwd=work)
+        assert said.code == 1
+        assert "\N{REPLACEMENT CHARACTER}[" in said.err
+
+
+@pytest.mark.parametrize(("command", "kept"), [("predict", False), ("bundle", False), ("extract", True)])
+def test_an_interrupt_says_that_work_is_kept_only_where_it_is(
+    work: Path, monkeypatch: pytest.MonkeyPatch, command: str, kept: bool
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for module in ("predict", "bundle", "extract"):
+        monkeypatch.setattr(f"cxr.commands.{module}.load_settings", interrupt)
+    said = cxr(command, *(("films",) if command == "predict" else ("--out", "model")[: 2 * (not kept)]), cwd=work)
+    assert said.code == 130
+    assert said.err.strip() == (cli.KEPT if kept else "cxr: interrupted")
 
 
 def test_distances_are_measured_once_and_a_damaged_file_again(work: Path) -> None:

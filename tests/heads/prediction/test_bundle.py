@@ -289,11 +289,53 @@ def test_a_bundle_chooses_no_code_and_no_file_of_ours(bundled: Path, copy: Path)
     with pytest.raises(BundleError, match=r"is code that would be run here: say --backbone tiny_network:"):
         load_bundle(bundled)
     manifest = Manifest.from_bytes((copy / MANIFEST_NAME).read_bytes(), "")
-    for name in ("resnet18@checkpoint_path=/tmp/x", "resnet18@pretrained=true", "resnet18@a=b@cache_dir=/"):
+    for name in (
+        "resnet18@checkpoint_path=/tmp/x",
+        "resnet18@pretrained=true",
+        "resnet18@pad_type=same@cache_dir=/",
+        "resnet18@num_classes=10000000",
+    ):
         parsed = replace(manifest.sources[0].parsed, backbone=name)
         entry = replace(manifest.sources[0], spec=json.loads(parsed.to_json()), fingerprint=parsed.fingerprint)
         (copy / MANIFEST_NAME).write_bytes(replace(manifest, sources=(entry, *manifest.sources[1:])).to_bytes())
-        assert "its network has the option" in refused(copy)
+        assert "wants a network with the option" in refused(copy)
+        assert load_bundle(copy, code=(*BACKBONES, name)).sources[0].spec.backbone == name
+    allowed = replace(manifest.sources[0].parsed, backbone="resnet18@pad_type=same")
+    entry = replace(manifest.sources[0], spec=json.loads(allowed.to_json()), fingerprint=allowed.fingerprint)
+    (copy / MANIFEST_NAME).write_bytes(replace(manifest, sources=(entry, *manifest.sources[1:])).to_bytes())
+    assert load_bundle(copy, code=BACKBONES).sources[0].spec == allowed
+
+
+@pytest.mark.parametrize("odd", ["\x1b[2J", "a\nb", "\u202eolleh", "\x9b31m", "x" * 200_000])
+def test_words_that_would_rule_a_terminal_are_refused_though_every_hash_is_right(copy: Path, odd: str) -> None:
+    manifest = Manifest.from_bytes((copy / MANIFEST_NAME).read_bytes(), "")
+    clean = manifest.choices["clean"]
+    point = replace(clean.operating_points[0], rule=odd)
+    changes: list[dict[str, Any]] = [
+        {"name": odd},
+        {"dataset": odd},
+        {"classes": ("NORMAL", odd)},
+        {"provenance": {"run": odd}},
+        {"provenance": {odd: "run"}},
+        {"choices": {**manifest.choices, "clean": replace(clean, operating_points=(point,))}},
+    ]
+    for change in changes:
+        (copy / MANIFEST_NAME).write_bytes(replace(manifest, **change).to_bytes())
+        assert "its words" in refused(copy)
+    edited(copy, **{odd: 1})
+    said = refused(copy)
+    assert said.isprintable()
+    assert len(said) < 1000
+
+
+def test_a_model_whose_bundle_could_not_be_read_again_is_not_bundled(place: Path, tmp_path: Path) -> None:
+    model = replace(model_of_run(place / "cache" / "films", head=0), classes=("NORMAL", "\x1b[2J"))
+    with pytest.raises(BundleError, match=r"cannot be bundled, for it could not be read again \(its words\)"):
+        write_bundle(tmp_path / "model", model, "card")
+    # Spaces of any width and letters of any script are words.
+    fine = replace(model, classes=("gew\u00f6hnlich", "\u80ba\u3000\u708e\u00a0"))
+    write_bundle(tmp_path / "model", fine, "card")
+    assert load_bundle(tmp_path / "model", code=BACKBONES).classes == fine.classes
 
 
 # ---- how it is written
