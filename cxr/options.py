@@ -18,6 +18,9 @@ Backbones = Annotated[list[str] | None, typer.Option("--backbone", "-b", help="F
 Weights = Annotated[list[str] | None, typer.Option("--weights", help="A file, random or pretrained, one a backbone.")]
 WeightsOfStore = Annotated[str | None, typer.Option("--weights", help="The store's, where they were a file.")]
 Views = Annotated[int | None, typer.Option("--views", help="Views an image, the clean one included.")]
+AveragedViews = Annotated[
+    int | None, typer.Option("--views", min=1, max=1000, help="Average the logits of so many views.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 L2 = Annotated[list[float] | None, typer.Option(help="L2 penalty of the Dense kernel; repeat for several.")]
 Seeds = Annotated[int | None, typer.Option(help="Heads a configuration.")]

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dicom_files import SECRET, dicom
 from PIL import Image
-from test_cli import SETTINGS, cxr, done
+from test_cli import SETTINGS, cxr, done, environment
 
 import cli
 from featcache.decode import decode
+from featcache.errors import RunError
 from heads.experiments.runs import load_logits, run_folders
+from heads.prediction.answers import Tally
+from heads.prediction.predictor import Prediction
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +134,65 @@ def test_wrong_flags_are_one_line(work: Path) -> None:
     assert "no run none" in refused("--run", "none")
     assert "2 weights for 1 networks" in refused("--weights", "a", "--weights", "b", code=2)
     assert cxr("predict", "films/none*.png", cwd=work).error == "no file matches films/none*.png"
+
+
+def test_flags_that_contradict_each_other_are_wrong_usage_and_one_that_changes_nothing_is_told(work: Path) -> None:
+    name = val_ids(work)[0]
+    for flags in (("--views", "1", "--view-mean"), ("--json", "--format", "csv"), ("--json", "--format", "table")):
+        assert "give one of them" in cxr("predict", name, *flags, cwd=work).line_of_exit(2)
+    assert cxr("predict", name, "--views", "1001", cwd=work).code == 2
+    assert done("predict", name, "--json", "--format", "json", cwd=work).json
+    assert "changes nothing" not in done("predict", name, "--view-mean", cwd=work).err
+
+
+def test_view_mean_of_a_head_of_one_view_is_told_to_change_nothing(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work, tmp_path / "work")
+    done("fit-head", "--views", "1", cwd=tmp_path / "work")
+    said = done("predict", val_ids(work)[0], "--view-mean", cwd=tmp_path / "work")
+    assert "--view-mean changes nothing: the head was trained on one view" in said.err
+
+
+def test_the_last_line_counts_files_and_says_how_fast_they_were_read(work: Path) -> None:
+    last = done("predict", val_ids(work)[0], cwd=work).err.rstrip("\n").splitlines()[-1]
+    assert re.fullmatch(r"1 file: 1 \w+(, 1 flagged)?; \d+\.\d files/s", last)
+
+
+def test_a_name_that_is_no_utf_8_keeps_its_bytes_in_a_csv_on_stdout(work: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"\xff\xe9.jpeg")
+    shutil.copy(work / "films" / val_ids(work)[0], odd)
+    here, said = environment(PYTHONPATH=os.pathsep.join(filter(None, sys.path))), {}
+    for form in ("csv", "json"):
+        program = [sys.executable, "-c", "import cli; cli.main()", "predict", str(odd), "--format", form]
+        said[form] = subprocess.run(program, cwd=work, env=here, capture_output=True, check=True).stdout
+    assert os.fsencode(odd) in said["csv"]
+    assert json.loads(said["json"])[0]["path"] == str(odd)
+    assert said["json"].isascii()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RunError("the network fell"), OSError(5, "Input/output error")])
+def test_a_file_stays_as_it_was_where_the_command_ends_halfway(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    answers = tmp_path / "answers.csv"
+    answers.write_text("before")
+    counted = Tally.count
+
+    def halfway(tally: Tally, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        for number, one in enumerate(counted(tally, predictions)):
+            if number == 3:
+                raise error
+            yield one
+
+    monkeypatch.setattr(Tally, "count", halfway)
+    asked = ("predict", "films/test", "--format", "csv", "--out", answers)
+    if isinstance(error, OSError):
+        # Nobody of ours raises one here: it is a bug, and keeps its traceback.
+        with pytest.raises(OSError, match="Input/output"):
+            cxr(*asked, cwd=work)
+    else:
+        assert cxr(*asked, cwd=work).code == (1 if isinstance(error, RunError) else 130)
+    assert answers.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.csv"]
 
 
 def test_dicom_shows_its_projection_and_no_word_of_a_patient(work: Path, tmp_path: Path) -> None:

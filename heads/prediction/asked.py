@@ -59,6 +59,25 @@ def asked_model(
     return model
 
 
+def asked_views(model: Model, views: int | None, *, view_mean: bool, tell: Callable[[str], None]) -> int:
+    """Over how many views of a film logits are averaged.
+
+    Args:
+        model: the model.
+        views: so many; None for one, or as ``view_mean`` says.
+        view_mean: for as many as the model's heads were trained on.
+        tell: is told where that changes nothing.
+
+    Raises:
+        UsageError: both are asked for.
+    """
+    if views is not None and view_mean:
+        raise UsageError("--views and --view-mean each say how many views are averaged: give one of them")
+    if view_mean and model.views == 1:
+        tell("--view-mean changes nothing: the head was trained on one view")
+    return views or (model.views if view_mean else 1)
+
+
 def chosen_by(rule: str | None) -> list[str]:
     """The rules whose thresholds val must choose for a rule that is asked for: none for the default and for ``0.5``.
 
