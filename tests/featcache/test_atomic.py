@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -47,6 +48,11 @@ def fill_text(path: Path, then: Callable[[IO[str]], object]) -> None:
         then(file)
 
 
+def write_often(file: IO[str], text: str) -> None:
+    for _ in range(1000):
+        file.write(text)
+
+
 # --- files
 
 
@@ -65,7 +71,7 @@ def test_text_of_any_length_is_whole_or_absent_and_a_full_disk_is_told(small_dis
         file.write("before\n")
     for length in (100, 10_000):
         with pytest.raises(WriteError, match=r"cannot write .*answers.csv: No space left on device"):
-            fill_text(path, lambda file, length=length: [file.write("x" * length) for _ in range(1000)])
+            fill_text(path, partial(write_often, text="x" * length))
     assert path.read_text() == "before\n"
     assert list(small_disk.iterdir()) == [path]
 
