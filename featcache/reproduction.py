@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from featcache.backbones import Backbone, load_backbone
-from featcache.decode import DICOM
+from featcache.decode import DICOM, packages_of
 from featcache.errors import BackboneError
 from featcache.forward import compile_forward
 from featcache.naming import names_of
@@ -74,8 +74,8 @@ def compute_by(
     here = spec_of(backbone, recipe_seed=spec.recipe_seed, compute=compute, dicom=DICOM in spec.decoder)
     if here.decoder != spec.decoder:
         raise BackboneError(
-            f"{source.path} was made with another decoder ({spec.differences(here)}): it can be read and verified, and "
-            "computed again only by the cxr and the packages that its parts name"
+            f"{source.path} was made with another decoder ({spec.differences(here)}): features like its own "
+            f"are made only by the same major versions: pip install {packages_of(spec.decoder)}"
         )
     if here != spec:
         raise BackboneError(

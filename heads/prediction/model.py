@@ -7,7 +7,7 @@ where it came from but to say so.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +156,20 @@ class Model:
                 "decides for the likeliest: leave it out"
             )
         return None
+
+    def led_by(self, rule: str) -> Model:
+        """The same model, whose default operating points are those of a rule; see ``point``.
+
+        Raises:
+            UsageError: a rule for more than two classes.
+            RunError: no operating point of that rule was chosen.
+        """
+        led: dict[Kind, ModelChoices] = {}
+        for kind, chosen in self.choices.items():
+            point = self.point(kind, rule)
+            assert point is not None
+            led[kind] = replace(chosen, operating_points={rule: point} | dict(chosen.operating_points))
+        return replace(self, choices=led)
 
     def logits(self, features: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits of the clean view and of the mean over the views, [N, K] each, as a run keeps them.

@@ -22,7 +22,8 @@ from safetensors.numpy import load_file, save_file
 from test_cli import cxr, done
 
 from featcache.backbones import load_backbone
-from featcache.errors import BundleError, RunError
+from featcache.decode import DECODER, packages_of
+from featcache.errors import BackboneError, BundleError, RunError
 from featcache.settings import load_settings
 from heads.choosing.decision import decide
 from heads.prediction.bundle import load_bundle, write_bundle
@@ -377,6 +378,46 @@ def test_weights_of_another_network_go_with_no_bundle(place: Path, tmp_path: Pat
 # ---- the card
 
 
+def test_the_card_of_a_head_that_was_named_does_not_say_that_val_chose_it(place: Path, tmp_path: Path) -> None:
+    row = decide(place / "cache" / "films", ensembles=True).rows[-1].name
+    for number, flags in enumerate((("--head", "0"), ("--row", row))):
+        done("bundle", "--data", "films", *flags, "--out", tmp_path / str(number), cwd=place, **QUICK)
+        text = (tmp_path / str(number) / "README.md").read_text()
+        assert "The head was named by hand; whether test had a say in that is not known." in text
+        assert "Val chose the head" not in text
+
+
+def test_a_bundle_decides_by_the_rule_that_it_was_made_with(place: Path, tmp_path: Path) -> None:
+    film = next((place / "films" / "test").glob("*/*"))
+    own = ("--backbone", BACKBONES[0])
+    for rule in ("sensitivity>=0.95", "f1", "0.5"):
+        folder = tmp_path / rule
+        asked = ("--data", "films", "--head", "0", "--operating-point", rule)
+        done("bundle", *asked, "--out", folder, cwd=place, **QUICK)
+        by_run = done("predict", film, *asked, "--json", cwd=place, **QUICK).json
+        by_bundle = done("predict", film, "--bundle", folder, *own, "--json", cwd=tmp_path).json
+        assert by_bundle == by_run
+        assert by_bundle[0]["operating_point"] == rule
+        # The others are there too.
+        asked_of_bundle = ("--bundle", folder, *own, "--operating-point", "youden")
+        assert done("predict", film, *asked_of_bundle, "--json", cwd=tmp_path).json[0]["operating_point"] == "youden"
+    wrong = ("--data", "films", "--operating-point", "best", "--out", tmp_path / "none")
+    assert "no rule 'best'" in cxr("bundle", *wrong, cwd=place, **QUICK).line_of_exit(2)
+
+
+def test_a_bundle_of_another_decoder_says_which_packages_it_wants(
+    place: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featcache.decode.DECODER", "simplejpeg-9 pillow-99")
+    with pytest.raises(BackboneError, match=r"another decoder .*: pip install ") as told:
+        judged(load_bundle(copy, code=BACKBONES), place)
+    assert str(told.value).endswith(f"pip install {packages_of(DECODER)}")
+    assert packages_of("simplejpeg-1 pillow-13 dicom-1 pydicom-3 libjpeg_turbo-3") == (
+        "'simplejpeg==1.*' 'pillow==13.*' 'pydicom==3.*'"
+    )
+    assert packages_of("simplejpeg-1'; ls pillow-13$(ls) pydicom-3") == "'pydicom==3.*'"
+
+
 def test_the_card_is_one_that_the_hub_reads_and_its_figures_are_the_reports(place: Path, tmp_path: Path) -> None:
     flags = ("--license", "cc-by-4.0", "--out", tmp_path / "model")
     said = done("bundle", "--data", "films", *flags, "--json", cwd=place, **QUICK).json
@@ -394,6 +435,9 @@ def test_the_card_is_one_that_the_hub_reads_and_its_figures_are_the_reports(plac
     for words in ("Not a medical device", "## Intended use", "## Out of scope", "## Limits", "## When not to trust"):
         assert words in text
     assert "Of the test images it flags " in text
+    assert "Val chose the head, its temperature" in text
+    assert "only drawn\nlegs were tried" in text
+    assert f"`pip install {packages_of(DECODER)}`" in text
     assert said["fingerprint"] in text
     model = load_bundle(tmp_path / "model", code=BACKBONES)
     assert said["sha256"] == model.bundle
