@@ -85,16 +85,6 @@ def read_file(root: Path, image_id: str) -> bytes:
     return data
 
 
-def read_named(path: Path) -> bytes:
-    """The bytes of a file that the user named: a link matters in a data set, here it may lead anywhere.
-
-    Raises:
-        UnreadableImageError: see ``read_file``.
-    """
-    real = Path(os.path.realpath(path))
-    return read_file(real.parent, real.name)
-
-
 def _why_no_file(path: Path) -> str:
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         return "a folder that cannot be listed: Permission denied"

@@ -107,14 +107,6 @@ def decoder_of(*, dicom: bool) -> str:
     return f"{DECODER} {dicom_decoder()}".rstrip() if dicom else DECODER
 
 
-def packages_of(decoder: str) -> str:
-    """What pip is asked for to have the decoder of a spec, but for imagecodecs, which counts by years."""
-    parts = (part.rpartition("-") for part in decoder.split())
-    # A spec may come from anyone, and this is to be typed into a shell.
-    versions = {name: major for name, _, major in parts if major.isdecimal() and major.isascii()}
-    return " ".join(f"'{name}=={versions[name]}.*'" for name in ("simplejpeg", "pillow", "pydicom") if name in versions)
-
-
 @contextmanager
 def oversize_is_an_error() -> Iterator[None]:
     """Make Pillow's warning on oversized images an error, for the whole pass, and silence its remarks on metadata.

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.check import read_named
 from featcache.decode import read_header
 from featcache.dicom import is_dicom
 from featcache.errors import UnreadableImageError
 from featcache.loading import Rendering, in_threads, render_all
+from featcache.named_files import read_named
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from featcache.backbones import Backbone
-from featcache.check import read_named
 from featcache.decode import Pixels, decode_for, oversize_is_an_error
 from featcache.errors import BackboneError
 from featcache.making import geometry_of
+from featcache.named_files import read_named
 from featcache.networks import LastMap, PooledNetwork
 from featcache.reproduction import Specified, forward_of
 from featcache.runtime import Compute

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.check import read_named
 from featcache.decode import UnreadableImageError
 from featcache.errors import DataError, StoreError, nearest
 from featcache.images import ImageTable
+from featcache.named_files import read_named
 from featcache.settings import Settings
 from featcache.store import FeatureStore
 from featcache.workspace import compute_of, open_stores

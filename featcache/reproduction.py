@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Protocol
 
 from featcache.backbones import Backbone, load_backbone
-from featcache.decode import DICOM, packages_of
+from featcache.decode import DICOM
 from featcache.errors import BackboneError
 from featcache.forward import compile_forward
 from featcache.naming import names_of
 from featcache.planning import spec_of
 from featcache.runtime import Compute, Forward, choose_batch_size, choose_device
 from featcache.settings import Settings, weights_of
-from featcache.spec import FeatureSpec
+from featcache.spec import FeatureSpec, packages_of
 from featcache.store import FeatureStore
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.decode import packages_of
 from featcache.errors import UnreadableImageError
 from featcache.outlines import outlines_of
+from featcache.spec import packages_of
 from featcache.store import open_store
 from heads.choosing.decision import Decision
 from heads.choosing.rows import Row

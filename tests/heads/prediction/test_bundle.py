@@ -22,9 +22,10 @@ from safetensors.numpy import load_file, save_file
 from test_cli import cxr, done
 
 from featcache.backbones import load_backbone
-from featcache.decode import DECODER, packages_of
+from featcache.decode import DECODER
 from featcache.errors import BackboneError, BundleError, RunError
 from featcache.settings import load_settings
+from featcache.spec import packages_of
 from heads.choosing.decision import decide
 from heads.prediction.bundle import load_bundle, write_bundle
 from heads.prediction.from_run import model_of_run
