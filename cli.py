@@ -15,7 +15,7 @@ import typer
 
 from cxr.commands import bundle, cache, data, export, extract, fit, look, predict, report, serve, setup
 from cxr.terminal import err, note, spell
-from featcache.errors import CxrError, UsageError
+from featcache.errors import CxrError, UsageError, printable
 
 app = typer.Typer(
     name="cxr",
@@ -29,7 +29,11 @@ app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
 
 INTERRUPTED = 130
-KEPT = "cxr: interrupted; finished parts, heads and runs are kept, the same command again goes on from there"
+INTERRUPTION = "cxr: interrupted"
+KEPT = f"{INTERRUPTION}; finished parts, heads and runs are kept, the same command again goes on from there"
+
+KEEPING_NOTHING = {"predict", "bundle", "export", "serve"}
+"""Commands that begin anew: what they write is whole or absent."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -88,13 +92,18 @@ def main() -> None:
     try:
         app()
     except CxrError as error:
-        err.print(f"cxr: {error}", style="red", markup=False)
+        # Names of files and what stands in files may hold anything.
+        err.print(printable(f"cxr: {error}"), style="red", markup=False)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         # typer makes it an exit, but not yet while it reads the commands' signatures.
-        note(KEPT)
+        note(_interruption())
         sys.exit(INTERRUPTED)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:
-            note(KEPT)
+            note(_interruption())
         raise
+
+
+def _interruption() -> str:
+    return INTERRUPTION if KEEPING_NOTHING.intersection(sys.argv[1:2]) else KEPT

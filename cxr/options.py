@@ -20,6 +20,9 @@ WeightsOfStore = Annotated[
     str | None, typer.Option("--weights", help="File with the backbone's weights, if extraction was given one.")
 ]
 Views = Annotated[int | None, typer.Option("--views", help="Views per image, the clean one included.")]
+AveragedViews = Annotated[
+    int | None, typer.Option("--views", min=1, max=1000, help="Average the logits of so many views.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 L2 = Annotated[list[float] | None, typer.Option(help="L2 penalty of the Dense kernel; repeat for several.")]
 Seeds = Annotated[int | None, typer.Option(help="Seeds per configuration: one head each.")]

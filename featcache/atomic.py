@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import secrets
 import shutil
@@ -62,19 +63,45 @@ def new_text(path: Path) -> Iterator[IO[str]]:
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with _told_of(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = _NewText(temporary.open("xb"), path)
+        try:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except BaseException as error:
+            with _told_of(path):
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            # What is still to be written may find no room; after an error of the block that one counts.
+            with contextlib.suppress(OSError):
+                file.close()
+        with _told_of(path):
+            temporary.replace(path)
+            sync_folder(path.parent)
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise explained(path, None, error) from error
         raise
+
+
+class _NewText(io.TextIOWrapper):
+    """A text file whose own errors are explained: of others, raised while it is open, it knows nothing."""
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        super().__init__(file, encoding="utf-8", errors="surrogateescape", newline="")
+        self.path = path
+
+    def write(self, text: str, /) -> int:
+        with _told_of(self.path):
+            return super().write(text)
+
+
+@contextlib.contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise explained(path, None, error) from error
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def read_file(root: Path, image_id: str) -> bytes:
         if not _lies_within(root, path):
             raise UnreadableImageError("the link leads outside the data folder")
         if not path.is_file():
-            raise UnreadableImageError("no such file" if not path.exists() else "not a plain file")
+            raise UnreadableImageError("no such file" if not path.exists() else _why_no_file(path))
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_FILE_BYTES:
@@ -83,6 +83,12 @@ def read_file(root: Path, image_id: str) -> bytes:
         # Where a table gives the hashes, files of such names are not opened to learn whether DICOM is among them.
         raise UnreadableImageError("a DICOM file by the name of a JPEG or PNG: rename it to .dcm")
     return data
+
+
+def _why_no_file(path: Path) -> str:
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        return "a folder that cannot be listed: Permission denied"
+    return "not a plain file"
 
 
 def _lies_within(root: Path, path: Path) -> bool:

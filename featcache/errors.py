@@ -7,6 +7,7 @@ and exits 1; anything that is not a ``CxrError`` is a bug and keeps its tracebac
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -58,3 +59,16 @@ def nearest(wanted: str, known: Iterable[str], count: int = 3) -> str:
     """Offer the nearest valid names: ``"; did you mean a, b?"``, or nothing where none is near."""
     close = difflib.get_close_matches(wanted, sorted(set(known)), n=count, cutoff=0.5)
     return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def is_printable(text: str) -> bool:
+    """Whether text can be shown on a terminal without moving its cursor, changing its colours or turning words round.
+
+    Unlike ``str.isprintable``, spaces of any width may stand in it.
+    """
+    return all(letter.isprintable() or unicodedata.category(letter) == "Zs" for letter in text)
+
+
+def printable(text: str) -> str:
+    """Text with U+FFFD for each character that ``is_printable`` refuses."""
+    return "".join(letter if is_printable(letter) else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.check import read_file
 from featcache.decode import read_header
 from featcache.dicom import is_dicom
 from featcache.errors import UnreadableImageError
 from featcache.loading import Rendering, in_threads, render_all
+from featcache.named_files import read_named
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,13 +78,3 @@ def load_film(file: Path | ImageFile, renderings: frozenset[Rendering]) -> Film:
     except UnreadableImageError as error:
         return Film(name=name, sha256=digest, reason=str(error))
     return Film(name=name, sha256=digest, views=views, projection=projection)
-
-
-def read_named(path: Path) -> bytes:
-    """The bytes of a file that the user named: a link matters in a data set, here it may lead anywhere.
-
-    Raises:
-        UnreadableImageError: see ``check.read_file``.
-    """
-    real = Path(os.path.realpath(path))
-    return read_file(real.parent, real.name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from featcache.backbones import Backbone
-from featcache.check import read_file
 from featcache.decode import Pixels, decode_for, oversize_is_an_error
 from featcache.errors import BackboneError
 from featcache.making import geometry_of
+from featcache.named_files import read_named
 from featcache.networks import LastMap, PooledNetwork
 from featcache.reproduction import Specified, forward_of
 from featcache.runtime import Compute
@@ -74,9 +73,7 @@ class FilmMapper:
             UnreadableImageError: it cannot be read; the message is the reason.
             BackboneError: the map is not finite.
         """
-        # A link that leads elsewhere matters in a data set; here the user named the file.
-        real = Path(os.path.realpath(path))
-        return self.film_of(read_file(real.parent, real.name), str(path))
+        return self.film_of(read_named(path), str(path))
 
     def film_of(self, data: bytes, name: str = "a film") -> FilmMap:
         """The same for the bytes of a file.

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.check import read_file
 from featcache.decode import UnreadableImageError
 from featcache.errors import DataError, StoreError, nearest
 from featcache.images import ImageTable
+from featcache.named_files import read_named
 from featcache.settings import Settings
 from featcache.store import FeatureStore
 from featcache.workspace import compute_of, open_stores
@@ -66,10 +66,9 @@ def _find_image(name: str, table: ImageTable, root: Path | None) -> NamedImage:
                 f"no image {name}: it is neither a file nor an image id of the store{nearest(name, ids, 1)}"
             )
         return NamedImage(name=name, sha256=str(table.sha256[named[0]]), row=int(named[0]), data=None)
-    # The user named the file itself: a link may lead anywhere.
     place = file.resolve()
     try:
-        data = read_file(place.parent, place.name)
+        data = read_named(file)
     except UnreadableImageError as error:
         raise UnreadableImageError(f"{name}: {error}") from error
     digest = hashlib.sha256(data).hexdigest()

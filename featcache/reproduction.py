@@ -17,7 +17,7 @@ from featcache.naming import names_of
 from featcache.planning import spec_of
 from featcache.runtime import Compute, Forward, choose_batch_size, choose_device
 from featcache.settings import Settings, weights_of
-from featcache.spec import FeatureSpec
+from featcache.spec import FeatureSpec, packages_of
 from featcache.store import FeatureStore
 
 
@@ -74,8 +74,8 @@ def compute_by(
     here = spec_of(backbone, recipe_seed=spec.recipe_seed, compute=compute, dicom=DICOM in spec.decoder)
     if here.decoder != spec.decoder:
         raise BackboneError(
-            f"{source.path} was made with another decoder ({spec.differences(here)}): it can be read and verified, and "
-            "computed again only by the cxr and the packages that its parts name"
+            f"{source.path} was made with another decoder ({spec.differences(here)}): features like its own "
+            f"are made only by the same major versions: pip install {packages_of(spec.decoder)}"
         )
     if here != spec:
         raise BackboneError(

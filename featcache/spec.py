@@ -114,3 +114,11 @@ def _parse(where: str, name: str, kind: str, value: Any) -> Any:  # noqa: ANN401
     if not good:
         raise StoreError(f"{where}: {name} in the spec is {value!r}, wanted {kind}")
     return value
+
+
+def packages_of(decoder: str) -> str:
+    """What pip is asked for to have the decoder of a spec, but for imagecodecs, which counts by years."""
+    parts = (part.rpartition("-") for part in decoder.split())
+    # A spec may come from anyone, and this is to be typed into a shell.
+    versions = {name: major for name, _, major in parts if major.isdecimal() and major.isascii()}
+    return " ".join(f"'{name}=={versions[name]}.*'" for name in ("simplejpeg", "pillow", "pydicom") if name in versions)

@@ -7,8 +7,21 @@ from typing import Annotated
 
 import typer
 
-from cxr.options import Cache, Config, Data, HeadNumber, Json, NetworkWeights, RowName, RunId, Select, TableFile
+from cxr.options import (
+    Cache,
+    Config,
+    Data,
+    HeadNumber,
+    Json,
+    NetworkWeights,
+    OperatingRule,
+    RowName,
+    RunId,
+    Select,
+    TableFile,
+)
 from cxr.terminal import note, show
+from featcache.errors import UsageError
 from featcache.settings import load_settings
 
 
@@ -17,6 +30,7 @@ def bundle(
     run: RunId = None,
     head: HeadNumber = None,
     row: RowName = None,
+    operating_point: OperatingRule = None,
     include_weights: Annotated[
         bool, typer.Option("--include-weights", help="The networks' weights too: it then needs nothing else.")
     ] = False,
@@ -32,18 +46,26 @@ def bundle(
     """Write a head with all that it needs, and a model card, to a folder that can be handed on."""
     settings = load_settings({"data": data, "table": table, "cache": cache, "select": select}, config)
     from featcache.workspace import dataset_folder, films_folder
+    from heads.prediction.asked import chosen_by
     from heads.prediction.bundle import write_bundle
     from heads.prediction.card import card_of, look_at_test
     from heads.prediction.from_run import chosen_row, model_of_row
     from heads.prediction.networks import backbones_of
 
     dataset, root = dataset_folder(settings), films_folder(settings)
-    chosen = chosen_row(dataset, run, head=head, row=row, rule=settings.select)
-    model = model_of_row(dataset, chosen, root)
+    if head is not None and row is not None:
+        raise UsageError("--head and --row each name what is asked: give one of them")
+    rules = chosen_by(operating_point)
+    chosen = chosen_row(dataset, run, head=head, row=row, rule=settings.select, operating_rules=rules)
+    model = model_of_row(dataset, chosen, root, note)
+    if operating_point is not None:
+        model = model.led_by(operating_point)
     for line in model.notes:
         note(line)
     networks = backbones_of(model, settings, weights or ()) if include_weights else None
-    digest = write_bundle(folder, model, card_of(model, chosen, look_at_test(chosen, model, root), licence), networks)
+    tested, by_hand = look_at_test(chosen, model, root), head is not None or row is not None
+    card = card_of(model, chosen, tested, licence, by_hand=by_hand)
+    digest = write_bundle(folder, model, card, networks)
     said = {"bundle": str(folder), "sha256": digest, "name": model.name, "run": model.provenance["run"]}
     words = f"{model.name} ({model.origin}) in {folder}; SHA-256 over all of it {digest}"
     show(as_json, {**said, "fingerprint": model.fingerprint, "weights": include_weights}, [words])

@@ -21,7 +21,7 @@ from cxr.options import (
     Select,
     TableFile,
 )
-from cxr.terminal import show
+from cxr.terminal import note, show
 from featcache.settings import load_settings
 
 
@@ -46,7 +46,7 @@ def export(
     from heads.prediction.networks import backbones_of
     from heads.prediction.onnx_export import export_onnx
 
-    model = asked_model(settings, bundle=bundle, code=backbone or (), run=run, head=head, row=row)
+    model = asked_model(settings, bundle=bundle, code=backbone or (), run=run, head=head, row=row, tell=note)
     written = export_onnx(onnx, model, backbones_of(model, settings, weights or ()))
     sides = {name: one["image_size"] for name, one in written["inputs"].items()}
     inputs = ", ".join(f"{name} [N, 3, {side}, {side}]" for name, side in sides.items())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from typing import IO, Annotated
 import typer
 
 from cxr.options import (
+    AveragedViews,
     BundleFolder,
     Cache,
     Config,
@@ -27,9 +30,9 @@ from cxr.options import (
     Select,
     TableFile,
 )
-from cxr.terminal import Tell, bar, note, one_of, out
+from cxr.terminal import Tell, bar, note, one_of, out, spell
 from featcache import atomic
-from featcache.errors import DataError
+from featcache.errors import DataError, UsageError
 from featcache.settings import load_settings
 
 
@@ -40,9 +43,9 @@ def predict(
     head: HeadNumber = None,
     row: RowName = None,
     operating_point: OperatingRule = None,
-    views: Annotated[int | None, typer.Option("--views", min=1, help="Average the logits of so many views.")] = None,
+    views: AveragedViews = None,
     view_mean: Annotated[bool, typer.Option("--view-mean", help="Of as many as the head was trained on.")] = False,
-    form: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+    form: Annotated[str | None, typer.Option("--format", help="table (default), csv or json.")] = None,
     file: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write there, whole or not.")] = None,
     weights: NetworkWeights = None,
     backbone: OwnNetworks = None,
@@ -55,22 +58,33 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Judge radiographs by a fitted head: JPEG, PNG and DICOM; exits 1 where not one of them could be read."""
+    form = form or ("json" if as_json else "table")
     one_of("--format", form, ("table", "csv", "json"))
+    if as_json and form != "json":
+        raise UsageError(f"--json and --format {form} exclude each other: give one of them")
     flags = {"data": data, "table": table, "cache": cache, "device": device, "select": select}
     settings = load_settings(flags, config)
     from featcache.film_paths import film_paths
     from featcache.workspace import compute_of, films_folder
     from heads.prediction.answers import Tally, as_text, who_says
-    from heads.prediction.asked import asked_model
+    from heads.prediction.asked import asked_model, asked_views
     from heads.prediction.networks import backbones_of
     from heads.prediction.predictor import Predictor
 
     root = films_folder(settings)
     total = sum(1 for _ in film_paths(paths, root))
     model = asked_model(
-        settings, bundle=bundle, code=backbone or (), run=run, head=head, row=row, operating_rule=operating_point
+        settings,
+        bundle=bundle,
+        code=backbone or (),
+        run=run,
+        head=head,
+        row=row,
+        operating_rule=operating_point,
+        tell=note,
     )
-    networks, count = backbones_of(model, settings, weights or ()), views or (model.views if view_mean else 1)
+    count = asked_views(model, views, view_mean=view_mean, tell=note)
+    networks = backbones_of(model, settings, weights or ())
     predictor = Predictor(model, networks, compute_of(settings), rule=operating_point, views=count)
     for line in who_says(model, predictor):
         note(line)
@@ -80,10 +94,11 @@ def predict(
         _bar(file) as tell,
         contextlib.closing(predictor.stream(film_paths(paths, root))) as stream,
     ):
-        for text in as_text(tally.count(stream), predictor, "json" if as_json else form):
+        for text in as_text(tally.count(stream), predictor, form):
             target.write(text)
             tell(tally.files, total, f"{tally.files / (time.perf_counter() - started):.0f} img/s")
-    for line in (*predictor.encoder.notes, tally.in_words()):
+    rate = f"{tally.files / (time.perf_counter() - started):.1f} files/s"
+    for line in (*predictor.encoder.notes, f"{tally.in_words()}; {rate}"):
         note(line)
     if not tally.images:
         raise DataError(f"none of {tally.files} files could be read ({tally.reason})")
@@ -93,10 +108,22 @@ def predict(
 def _target(file: Path | None) -> Iterator[IO[str]]:
     """Where answers go: a file that is whole or absent, or stdout as they come."""
     if file is None:
+        codecs.register_error("cxr.bytes", _bytes_of_names)
+        # Elsewhere names are spelled; in a CSV each must lead back to its file, as in one that --out writes.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="cxr.bytes")
         yield sys.stdout
     else:
         with atomic.new_text(file) as target:
             yield target
+
+
+def _bytes_of_names(error: UnicodeError) -> tuple[str | bytes, int]:
+    """An error handler of ``codecs``: of a file's name that is no UTF-8 the bytes; for the rest see ``spell``."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return spell(error)
 
 
 def _bar(file: Path | None) -> contextlib.AbstractContextManager[Tell]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cxr.options import (
+    AveragedViews,
     BundleFolder,
     Cache,
     Config,
@@ -46,7 +47,7 @@ def serve(
     head: HeadNumber = None,
     row: RowName = None,
     operating_point: OperatingRule = None,
-    views: Annotated[int | None, typer.Option("--views", min=1, help="Average the logits of so many views.")] = None,
+    views: AveragedViews = None,
     view_mean: Annotated[bool, typer.Option("--view-mean", help="Of as many as the head was trained on.")] = False,
     host: Annotated[str, typer.Option("--host", help="Where to listen; all but loopback want --token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8000,
@@ -84,7 +85,7 @@ def serve(
         from cxr.serving.guard import LOOPBACK
         from cxr.serving.service import Service
         from featcache.workspace import compute_of, films_folder
-        from heads.prediction.asked import asked_model
+        from heads.prediction.asked import asked_model, asked_views
         from heads.prediction.known_films import Thumbnails
         from heads.prediction.networks import backbones_of
         from heads.prediction.predictor import Predictor
@@ -97,9 +98,10 @@ def serve(
             head=head,
             row=row,
             operating_rule=operating_point,
+            tell=note,
         )
+        count = asked_views(model, views, view_mean=view_mean, tell=note)
         networks, compute = backbones_of(model, settings, weights or ()), compute_of(settings)
-        count = views or (model.views if view_mean else 1)
         predictor = Predictor(model, networks, compute, rule=operating_point, views=count)
         known, card = _known(settings, model, bundle, run, head, row)
         root = films_folder(settings)

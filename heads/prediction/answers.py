@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from featcache.errors import printable
 from heads.prediction.model import Model
 from heads.prediction.predictor import Prediction, Predictor
 from heads.statistics.operating_point import OperatingPoint
@@ -70,7 +71,7 @@ class Tally:
         said = [f"{count} {decision}" for decision, count in sorted(self.decided.items())]
         said += [f"{self.flagged} flagged"] if self.flagged else []
         said += [f"{self.unreadable} not read"] if self.unreadable else []
-        return f"{self.files} files: {', '.join(said)}"
+        return f"{self.files} {'file' if self.files == 1 else 'files'}: {', '.join(said)}"
 
 
 def who_says(model: Model, predictor: Predictor) -> list[str]:
@@ -158,18 +159,13 @@ def _lines(predictions: Iterable[Prediction], predictor: Predictor) -> Iterator[
     head = f"{positive:>{first}}  {'Decision':<{width}}  Distance  Image\n"
     for one in predictions:
         if one.decision is None or one.probability is None:
-            line = f"{'–':>{first}}  {'–':<{width}}  {'–':>8}  {_printable(one.name)}: {one.reason}\n"
+            line = f"{'–':>{first}}  {'–':<{width}}  {'–':>8}  {printable(one.name)}: {one.reason}\n"
         else:
             far = "–" if one.distance_percentile is None else f"{one.distance_percentile:.1f} %"
             remarks = [one.projection] if one.projection else []
             remarks += [one.verdict.words] if one.verdict is not None and one.verdict.flagged else []
-            said = f"{_printable(one.name)}{': ' * bool(remarks)}{'; '.join(remarks)}"
+            said = f"{printable(one.name)}{': ' * bool(remarks)}{'; '.join(remarks)}"
             line = f"{100 * one.probability:>{first - 2}.1f} %  {one.decision:<{width}}  {far:>8}  {said}\n"
         yield head + line
         head = ""
     yield head
-
-
-def _printable(name: str) -> str:
-    """A file's name without what would move a terminal's cursor or change its colours."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)

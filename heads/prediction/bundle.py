@@ -46,8 +46,8 @@ from heads.training.model import HeadWeights
 MOST_BYTES = {MANIFEST_NAME: 2**22, CARD_NAME: 2**22, HEADS_NAME: 2**30, DISTANCE_NAME: 2**28}
 """What a file may take; networks' weights may take any."""
 
-CODE_OPTIONS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
-"""Options of a network that name files or addresses; a bundle has no business with them."""
+OPTIONS = {"pad_type"}
+"""Options of a network that a bundle may name unasked. Others may name files or addresses, or ask for any memory."""
 
 
 def write_bundle(folder: Path, model: Model, card: str, backbones: Sequence[Backbone] | None = None) -> str:
@@ -65,6 +65,7 @@ def write_bundle(folder: Path, model: Model, card: str, backbones: Sequence[Back
 
     Raises:
         WriteError: the disk is full, the place cannot be written, or there is something already.
+        BundleError: what ``load_bundle`` would refuse, such as a class whose name moves a terminal's cursor.
         ValueError: a network's weights are not those of its spec.
     """
     heads = {
@@ -111,6 +112,11 @@ def write_bundle(folder: Path, model: Model, card: str, backbones: Sequence[Back
         provenance=dict(model.provenance),
         files={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     )
+    if wrong := manifest.wrong:
+        raise BundleError(
+            f"{ascii(model.name)[1:-1]} cannot be bundled, for it could not be read again ({wrong}): names must be of "
+            "printable characters, and not of thousands"
+        )
     with atomic.new_folder(folder) as temporary:
         for name, content in {**contents, MANIFEST_NAME: manifest.to_bytes()}.items():
             (temporary / name).write_bytes(content)
@@ -122,8 +128,8 @@ def load_bundle(folder: Path, *, code: Sequence[str] = ()) -> Model:
 
     Args:
         folder: the bundle's.
-        code: networks of the user's own (``module.path:callable``) that it may name; a bundle must not choose what
-            code is run here.
+        code: networks of the user's own (``module.path:callable``), or of options of his own, that it may name; a
+            bundle must not choose what code is run here.
 
     Raises:
         BundleError: no bundle there, a damaged or tampered one, or one that asks for code.
@@ -178,13 +184,18 @@ def load_bundle(folder: Path, *, code: Sequence[str] = ()) -> Model:
 
 def _refuse_code(folder: Path, backbone: str, code: Sequence[str]) -> None:
     architecture, *options = backbone.split("@")
+    if backbone in code:
+        return
     if ":" in architecture and not architecture.startswith("torchvision:") and architecture not in code:
         raise BundleError(
             f"{folder} wants the network {architecture!a}, which is code that would be run here: say --backbone "
             f"{ascii(architecture)[1:-1]} if that is yours"
         )
-    if odd := CODE_OPTIONS & {option.partition("=")[0] for option in options}:
-        raise damaged(str(folder), f"its network has the option {min(odd)}")
+    if odd := {option.partition("=")[0] for option in options} - OPTIONS:
+        raise BundleError(
+            f"{folder} wants a network with the option {ascii(min(odd))[1:-1]}, which may name files or ask for any "
+            f"memory: say --backbone {ascii(backbone)[1:-1]} if that is meant"
+        )
 
 
 def _read(folder: Path, name: str) -> bytes:
@@ -224,15 +235,18 @@ def _tensors(content: bytes, path: Path) -> Mapping[str, NDArray[Any]]:
 
 
 def _members(manifest: Manifest, content: bytes, path: Path) -> tuple[ModelMember, ...]:
-    tensors = dict(_tensors(content, path))
+    tensors = _tensors(content, path)
+    of_head: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, array in tensors.items():
+        member, head, rest = (*name.split("/", 2), "", "")[:3]
+        of_head.setdefault(f"{member}/{head}/", {})[rest] = array
     members = []
     for number, entry in enumerate(manifest.members):
         heads = []
-        for head in range(min(entry.heads, len(tensors))):
-            prefix = f"{number}/{head}/"
-            state = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+        for count in range(min(entry.heads, len(tensors))):
+            prefix = f"{number}/{count}/"
             try:
-                weights = HeadWeights.from_tensors({name.removeprefix(prefix): one for name, one in state.items()})
+                weights = HeadWeights.from_tensors(of_head.pop(prefix, {}))
             except ValueError as error:
                 raise damaged(str(path), str(error)) from error
             if weights.layout.classes != len(manifest.classes):
@@ -243,8 +257,8 @@ def _members(manifest: Manifest, content: bytes, path: Path) -> tuple[ModelMembe
         if len(heads) != entry.heads:
             raise damaged(str(path), f"member {number} has {len(heads)} heads, wanted {entry.heads}")
         members.append(ModelMember(sources=entry.sources, heads=tuple(heads), scale=entry.scale))
-    if tensors:
-        raise damaged(str(path), f"it holds more than its heads, such as {ascii(min(tensors))[:60]}")
+    if of_head:
+        raise damaged(str(path), f"it holds more than its heads, such as those of {ascii(min(of_head))[:60]}")
     return tuple(members)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,13 +93,16 @@ def _alone(row: Row, number: int, operating_rules: Sequence[str]) -> Row:
     )
 
 
-def model_of_row(dataset: Path, row: Row, root: Path | None = None) -> Model:
+def model_of_row(
+    dataset: Path, row: Row, root: Path | None = None, tell: Callable[[str], None] = lambda _: None
+) -> Model:
     """The model of a row that ``chosen_row`` gave.
 
     Args:
         dataset: ``cache/<dataset>``.
         row: of one head, or of an ensemble.
         root: the data set's folder, where it is at hand; see ``reference.reference_of``.
+        tell: see there too.
 
     Raises:
         RunError: a run is damaged, or a head can judge no film alone.
@@ -125,7 +128,7 @@ def model_of_row(dataset: Path, row: Row, root: Path | None = None) -> Model:
             )
         )
         said.append(f"{run.run_id}: {', '.join(map(str, member.heads))}")
-    distance, remark = reference_of(dataset, row.members[0].folder, row.run, tuple(sources.values()), root)
+    distance, remark = reference_of(dataset, row.run, tuple(sources.values()), root, tell)
     return Model(
         name=row.name,
         dataset=dataset.name,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from featcache.errors import BundleError, StoreError
+from featcache.errors import BundleError, StoreError, is_printable, printable
 from featcache.spec import FeatureSpec
 from heads.experiments.split_logits import KINDS, Kind
 
@@ -30,6 +30,9 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 SIDES = (16, 4096)
 """Pixels that a network may be given, as for ``--image-size``: more would be asked for to fill the memory."""
+
+LONGEST_TEXT, LONGEST_REMARK = 1_000, 100_000
+"""Characters of a name, and of what is said of where the bundle came from, which lists heads."""
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -145,7 +148,8 @@ class Manifest:
             manifest = TypeAdapter(cls).validate_json(json.dumps(raw))
         except ValidationError as error:
             first = error.errors()[0]
-            raise damaged(where, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            place = ascii(".".join(map(str, first["loc"])))[1:-1]
+            raise damaged(where, f"{place}: {ascii(first['msg'])[1:-1]}"[:300]) from error
         except (ValueError, RecursionError) as error:
             raise damaged(where, "it is not JSON") from error
         if manifest.sha256 != digest or manifest.to_bytes() != data:
@@ -160,11 +164,13 @@ class Manifest:
         try:
             specs = [source.parsed for source in self.sources]
         except StoreError as error:
-            return str(error)
+            return printable(str(error))[:300]
         known = {HEADS_NAME, DISTANCE_NAME, CARD_NAME}
         named = [source.weights for source in self.sources if source.weights is not None]
         scales = [scale for member in self.members for scale in member.scale.values()]
         points = [point for one in self.choices.values() for point in one.operating_points]
+        texts = [self.name, self.dataset, *self.classes, *(text for one in points for text in (one.rule, one.split))]
+        remarks = [*self.provenance, *self.provenance.values()]
         low, high = SIDES
         faults = {
             "its format": self.format != FORMAT or self.format_version != FORMAT_VERSION,
@@ -173,6 +179,9 @@ class Manifest:
             or len(set(named)) < len(named)
             or not all(WEIGHTS_NAME.fullmatch(name) for name in named)
             or not all(SHA256.fullmatch(digest) for digest in self.files.values()),
+            "its words": not all(is_printable(text) for text in (*texts, *remarks, *(spec.backbone for spec in specs)))
+            or any(len(text) > LONGEST_TEXT for text in texts)
+            or any(len(text) > LONGEST_REMARK for text in remarks),
             "its classes": len(set(self.classes)) < max(2, len(self.classes))
             or not 0 <= self.positive < len(self.classes),
             "its sources": not specs

@@ -7,13 +7,14 @@ where it came from but to say so.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 
-from featcache.errors import RunError
+from featcache.errors import RunError, UsageError
 from featcache.joined import JOINT
 from featcache.spec import FeatureSpec
 from heads.experiments.split_logits import Kind
@@ -71,7 +72,7 @@ class ModelChoices:
     operating_points: Mapping[str, OperatingPoint]
 
     def point(self, rule: str | None) -> OperatingPoint | None:
-        """The operating point of a rule, ``0.5``, or the first that val chose (None); None for more than two classes.
+        """The operating point of a rule, ``0.5``, or the first that val chose (None); None where it chose none.
 
         Raises:
             RunError: there is none of that rule.
@@ -81,7 +82,7 @@ class ModelChoices:
         if rule is None:
             return next(iter(self.operating_points.values()), None)
         if rule not in self.operating_points:
-            known = ", ".join((*self.operating_points, HALF.rule))
+            known = ", ".join(dict.fromkeys((*self.operating_points, HALF.rule)))
             raise RunError(f"no operating point {rule!r} was chosen on val; there are: {known}")
         return self.operating_points[rule]
 
@@ -89,8 +90,7 @@ class ModelChoices:
         """Where a threshold lies among the temperature-scaled probabilities of two classes."""
         if not 0 < threshold < 1:
             return threshold
-        log_odds = np.log(threshold) - np.log1p(-threshold)
-        return float(1 / (1 + np.exp(-log_odds / self.temperature)))
+        return float(expit(logit(threshold) / self.temperature))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,6 +137,40 @@ class Model:
         """The specs' fingerprints, joined as a joined store's."""
         return JOINT.join(source.spec.fingerprint for source in self.sources)
 
+    def point(self, kind: Kind, rule: str | None) -> OperatingPoint | None:
+        """By what the positive class is decided; None for more than two classes, of which the likeliest is.
+
+        Args:
+            kind: of the logits that are decided on.
+            rule: see ``ModelChoices.point``.
+
+        Raises:
+            UsageError: a rule for more than two classes.
+            RunError: no operating point of that rule was chosen.
+        """
+        if len(self.classes) == 2:
+            return self.choices[kind].point(rule)
+        if rule is not None:
+            raise UsageError(
+                f"--operating-point {rule}: {self.name} ({self.origin}) tells {len(self.classes)} classes apart and "
+                "decides for the likeliest: leave it out"
+            )
+        return None
+
+    def led_by(self, rule: str) -> Model:
+        """The same model, whose default operating points are those of a rule; see ``point``.
+
+        Raises:
+            UsageError: a rule for more than two classes.
+            RunError: no operating point of that rule was chosen.
+        """
+        led: dict[Kind, ModelChoices] = {}
+        for kind, chosen in self.choices.items():
+            point = self.point(kind, rule)
+            assert point is not None
+            led[kind] = replace(chosen, operating_points={rule: point} | dict(chosen.operating_points))
+        return replace(self, choices=led)
+
     def logits(self, features: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits of the clean view and of the mean over the views, [N, K] each, as a run keeps them.
 
@@ -166,6 +200,7 @@ class Model:
         if point is None:
             decided: NDArray[np.intp] = unscaled.argmax(axis=1)
         else:
+            assert unscaled.shape[1] == 2, "a threshold decides between two classes"
             decided = np.where(unscaled[:, self.positive] >= point.threshold, self.positive, 1 - self.positive)
         return decided
 

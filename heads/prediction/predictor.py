@@ -99,7 +99,7 @@ class Predictor:
         _require_fit(model, [backbone.dim for backbone in backbones])
         self.model, self.views = model, views
         self.kind: Kind = "view_mean" if views > 1 else "clean"
-        self.point = model.choices[self.kind].point(rule)
+        self.point = model.point(self.kind, rule)
         self.encoder = Encoder(model.sources, backbones, compute)
         self.lock = threading.Lock()
         self.pools = ThreadpoolController()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +16,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from featcache import atomic
-from featcache.errors import DataError, RunError, UnreadableImageError
+from featcache.errors import RunError, UnreadableImageError
 from featcache.images import ImageTable
 from featcache.outlines import outlines_of
 from featcache.splits import split
 from featcache.store import FeatureStore
-from heads.experiments.runs import RunRecord, load_logits
+from heads.experiments.identity import images_sha256
+from heads.experiments.runs import RunRecord
 from heads.prediction.distance import AXES, LIMIT, UNITS, DistanceReference
 
 FOLDER = "distances"
 
-VERSION = 1
+VERSION = 2
 """To be raised when the same films would give another reference."""
 
 MOST_TRAIN, MOST_VAL, MOST_OUTLINES = 20_000, 4_096, 1_024
@@ -34,65 +35,73 @@ MOST_TRAIN, MOST_VAL, MOST_OUTLINES = 20_000, 4_096, 1_024
 
 
 def reference_of(
-    dataset: Path, folder: Path, run: RunRecord, stores: Sequence[FeatureStore], root: Path | None
+    dataset: Path,
+    run: RunRecord,
+    stores: Sequence[FeatureStore],
+    root: Path | None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[DistanceReference | None, str]:
     """What tells how far a film lies from those that a run was fitted on.
 
     Args:
         dataset: ``cache/<dataset>``, which keeps it.
-        folder: the run's.
         run: the run.
         stores: whose features are taken, side by side.
-        root: the data set's folder, whose files give the outlines; where they are not at hand features alone count.
+        root: the data set's folder, whose files give the outlines; where they are not at hand, and were not when it
+            was measured, features alone count.
+        tell: is told, in a line, when many films are about to be read.
 
     Returns:
         The reference, or None where it cannot be had; and what a user must know of it.
 
     Raises:
         StoreError: a store is damaged.
-        RunError: the run's logits of val are damaged.
     """
-    table = stores[0].image_table
-    divided = _split_of(table, run, folder)
-    if divided is None:
-        return None, "how far films lie is not told: the images have changed since the run, run 'cxr fit-head' again"
-    train, val = divided
-    for with_outlines in (True, False) if root is not None and root.is_dir() else (False,):
-        path = dataset / FOLDER / f"{_key(run, stores, with_outlines)}.safetensors"
-        if (known := _read(path)) is not None:
-            return known, "" if with_outlines else BY_FEATURES
-        outlines: list[NDArray[np.float32]] | None = None
-        if with_outlines and root is not None:
-            try:
-                some = (_evenly(train, MOST_OUTLINES), val)
-                outlines = [outlines_of(table, rows, root, stores[0].spec) for rows in some]
-            except UnreadableImageError:
-                continue
-        features = [_features(stores, table, rows) for rows in (train, val)]
+    table = table_of(run, stores)
+    if table is None:
+        return None, CHANGED
+    divided = split(table, run.split_rule, seed=run.split_seed)
+    train, val = _evenly(divided.train, MOST_TRAIN), _evenly(divided.val, MOST_VAL)
+    places = {outlined: dataset / FOLDER / f"{_key(run, stores, outlined)}.safetensors" for outlined in (True, False)}
+    if (known := _read(places[True])) is not None:
+        return known, ""
+    outlines: list[NDArray[np.float32]] = []
+    why = "the films of the data set are not at hand"
+    if root is not None and root.is_dir():
+        some = (_evenly(train, MOST_OUTLINES), val)
+        tell(f"measuring how far films lie, once for this run: {sum(map(len, some))} films of {root} are read")
         try:
-            made = DistanceReference.fit(*features, *(outlines or []))
-        except ValueError as error:
-            return None, f"how far films lie is not told: {error}"
-        atomic.write_bytes(path, save({name: np.ascontiguousarray(one) for name, one in made.to_arrays().items()}))
-        return made, "" if with_outlines else BY_FEATURES
-    raise AssertionError("the features alone always do")
+            outlines = [outlines_of(table, rows, root, stores[0].spec) for rows in some]
+        except UnreadableImageError as error:
+            why = f"{error} ({root})"
+    remark = "" if outlines else f"{why}: {BY_FEATURES}"
+    if not outlines and (known := _read(places[False])) is not None:
+        return known, remark
+    try:
+        made = DistanceReference.fit(*(_features(stores, table, rows) for rows in (train, val)), *outlines)
+    except ValueError as error:
+        return None, f"how far films lie is not told: {error}"
+    content = save({name: np.ascontiguousarray(one) for name, one in made.to_arrays().items()})
+    atomic.write_bytes(places[bool(outlines)], content)
+    return made, remark
 
+
+CHANGED = "how far films lie is not told: the images have changed since the run, run 'cxr extract' and 'cxr fit-head'"
 
 BY_FEATURES = (
-    "the films of the data set are not at hand: how far a film lies is told by features alone, which hardly know a "
-    "negative from a film; name their folder with --data"
+    "how far a film lies is told by features alone, which hardly know a negative from a film; name the folder that "
+    "holds the films as they were with --data"
 )
 
 
-def _split_of(table: ImageTable, run: RunRecord, folder: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """Rows of train and val, at most as many as are looked at; None where the run's val is another."""
-    try:
-        divided = split(table, run.split_rule, seed=run.split_seed)
-    except DataError:
+def table_of(run: RunRecord, stores: Sequence[FeatureStore]) -> ImageTable | None:
+    """The images that a run was fitted on; None where the stores hold others, though by the same names."""
+    tables = [store.image_table for store in stores]
+    found = next((table for table in tables if images_sha256(table) == run.images_sha256), None)
+    if found is None:
         return None
-    if table.image_id[divided.val].tolist() != list(load_logits(folder).image_id):
-        return None
-    return _evenly(divided.train, MOST_TRAIN), _evenly(divided.val, MOST_VAL)
+    wanted = set(zip(found.image_id, found.sha256, strict=True))
+    return found if all(wanted <= set(zip(one.image_id, one.sha256, strict=True)) for one in tables) else None
 
 
 def _evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:

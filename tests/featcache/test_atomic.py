@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from featcache.atomic import TEMPORARY_PREFIX, WriteError, new_folder, write_bytes, write_text
+from featcache.atomic import TEMPORARY_PREFIX, WriteError, new_folder, new_text, write_bytes, write_text
 
 WAY_OUT = "free some space or name another place, then run the same command again: what was finished is kept"
 
@@ -39,6 +41,18 @@ def fill(path: Path, files: dict[str, bytes], then: Callable[[], None] = lambda:
         then()
 
 
+def fill_text(path: Path, then: Callable[[IO[str]], object]) -> None:
+    """Begin a text file, and do one thing more before its block ends."""
+    with new_text(path) as file:
+        file.write("begun")
+        then(file)
+
+
+def write_often(file: IO[str], text: str) -> None:
+    for _ in range(1000):
+        file.write(text)
+
+
 # --- files
 
 
@@ -49,6 +63,25 @@ def test_the_whole_content_is_written_and_no_temporary_file_stays(tmp_path: Path
     write_text(path, "zweites – ü\n")
     assert path.read_bytes() == "zweites – ü\n".encode()
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_text_of_any_length_is_whole_or_absent_and_a_full_disk_is_told(small_disk: Path) -> None:
+    path = small_disk / "answers.csv"
+    with new_text(path) as file:
+        file.write("before\n")
+    for length in (100, 10_000):
+        with pytest.raises(WriteError, match=r"cannot write .*answers.csv: No space left on device"):
+            fill_text(path, partial(write_often, text="x" * length))
+    assert path.read_text() == "before\n"
+    assert list(small_disk.iterdir()) == [path]
+
+
+def test_an_error_of_something_else_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        fill_text(tmp_path / "answers.csv", lambda _: (tmp_path / "elsewhere").read_bytes())
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(WriteError, match="cannot write"), new_text(Path("/dev/null/answers.csv")):
+        pytest.fail("there is no such folder")
 
 
 def test_a_full_disk_leaves_nothing_behind_and_says_so(small_disk: Path) -> None:

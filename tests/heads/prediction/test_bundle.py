@@ -22,8 +22,10 @@ from safetensors.numpy import load_file, save_file
 from test_cli import cxr, done
 
 from featcache.backbones import load_backbone
-from featcache.errors import BundleError, RunError
+from featcache.decode import DECODER
+from featcache.errors import BackboneError, BundleError, RunError
 from featcache.settings import load_settings
+from featcache.spec import packages_of
 from heads.choosing.decision import decide
 from heads.prediction.bundle import load_bundle, write_bundle
 from heads.prediction.from_run import model_of_run
@@ -289,11 +291,53 @@ def test_a_bundle_chooses_no_code_and_no_file_of_ours(bundled: Path, copy: Path)
     with pytest.raises(BundleError, match=r"is code that would be run here: say --backbone tiny_network:"):
         load_bundle(bundled)
     manifest = Manifest.from_bytes((copy / MANIFEST_NAME).read_bytes(), "")
-    for name in ("resnet18@checkpoint_path=/tmp/x", "resnet18@pretrained=true", "resnet18@a=b@cache_dir=/"):
+    for name in (
+        "resnet18@checkpoint_path=/tmp/x",
+        "resnet18@pretrained=true",
+        "resnet18@pad_type=same@cache_dir=/",
+        "resnet18@num_classes=10000000",
+    ):
         parsed = replace(manifest.sources[0].parsed, backbone=name)
         entry = replace(manifest.sources[0], spec=json.loads(parsed.to_json()), fingerprint=parsed.fingerprint)
         (copy / MANIFEST_NAME).write_bytes(replace(manifest, sources=(entry, *manifest.sources[1:])).to_bytes())
-        assert "its network has the option" in refused(copy)
+        assert "wants a network with the option" in refused(copy)
+        assert load_bundle(copy, code=(*BACKBONES, name)).sources[0].spec.backbone == name
+    allowed = replace(manifest.sources[0].parsed, backbone="resnet18@pad_type=same")
+    entry = replace(manifest.sources[0], spec=json.loads(allowed.to_json()), fingerprint=allowed.fingerprint)
+    (copy / MANIFEST_NAME).write_bytes(replace(manifest, sources=(entry, *manifest.sources[1:])).to_bytes())
+    assert load_bundle(copy, code=BACKBONES).sources[0].spec == allowed
+
+
+@pytest.mark.parametrize("odd", ["\x1b[2J", "a\nb", "\u202eolleh", "\x9b31m", "x" * 200_000])
+def test_words_that_would_rule_a_terminal_are_refused_though_every_hash_is_right(copy: Path, odd: str) -> None:
+    manifest = Manifest.from_bytes((copy / MANIFEST_NAME).read_bytes(), "")
+    clean = manifest.choices["clean"]
+    point = replace(clean.operating_points[0], rule=odd)
+    changes: list[dict[str, Any]] = [
+        {"name": odd},
+        {"dataset": odd},
+        {"classes": ("NORMAL", odd)},
+        {"provenance": {"run": odd}},
+        {"provenance": {odd: "run"}},
+        {"choices": {**manifest.choices, "clean": replace(clean, operating_points=(point,))}},
+    ]
+    for change in changes:
+        (copy / MANIFEST_NAME).write_bytes(replace(manifest, **change).to_bytes())
+        assert "its words" in refused(copy)
+    edited(copy, **{odd: 1})
+    said = refused(copy)
+    assert said.isprintable()
+    assert len(said) < 1000
+
+
+def test_a_model_whose_bundle_could_not_be_read_again_is_not_bundled(place: Path, tmp_path: Path) -> None:
+    model = replace(model_of_run(place / "cache" / "films", head=0), classes=("NORMAL", "\x1b[2J"))
+    with pytest.raises(BundleError, match=r"cannot be bundled, for it could not be read again \(its words\)"):
+        write_bundle(tmp_path / "model", model, "card")
+    # Spaces of any width and letters of any script are words.
+    fine = replace(model, classes=("gew\u00f6hnlich", "\u80ba\u3000\u708e\u00a0"))
+    write_bundle(tmp_path / "model", fine, "card")
+    assert load_bundle(tmp_path / "model", code=BACKBONES).classes == fine.classes
 
 
 # ---- how it is written
@@ -335,6 +379,46 @@ def test_weights_of_another_network_go_with_no_bundle(place: Path, tmp_path: Pat
 # ---- the card
 
 
+def test_the_card_of_a_head_that_was_named_does_not_say_that_val_chose_it(place: Path, tmp_path: Path) -> None:
+    row = decide(place / "cache" / "films", ensembles=True).rows[-1].name
+    for number, flags in enumerate((("--head", "0"), ("--row", row))):
+        done("bundle", "--data", "films", *flags, "--out", tmp_path / str(number), cwd=place, **QUICK)
+        text = (tmp_path / str(number) / "README.md").read_text()
+        assert "The head was named by hand; whether test had a say in that is not known." in text
+        assert "Val chose the head" not in text
+
+
+def test_a_bundle_decides_by_the_rule_that_it_was_made_with(place: Path, tmp_path: Path) -> None:
+    film = next((place / "films" / "test").glob("*/*"))
+    own = ("--backbone", BACKBONES[0])
+    for rule in ("sensitivity>=0.95", "f1", "0.5"):
+        folder = tmp_path / rule
+        asked = ("--data", "films", "--head", "0", "--operating-point", rule)
+        done("bundle", *asked, "--out", folder, cwd=place, **QUICK)
+        by_run = done("predict", film, *asked, "--json", cwd=place, **QUICK).json
+        by_bundle = done("predict", film, "--bundle", folder, *own, "--json", cwd=tmp_path).json
+        assert by_bundle == by_run
+        assert by_bundle[0]["operating_point"] == rule
+        # The others are there too.
+        asked_of_bundle = ("--bundle", folder, *own, "--operating-point", "youden")
+        assert done("predict", film, *asked_of_bundle, "--json", cwd=tmp_path).json[0]["operating_point"] == "youden"
+    wrong = ("--data", "films", "--operating-point", "best", "--out", tmp_path / "none")
+    assert "no rule 'best'" in cxr("bundle", *wrong, cwd=place, **QUICK).line_of_exit(2)
+
+
+def test_a_bundle_of_another_decoder_says_which_packages_it_wants(
+    place: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featcache.decode.DECODER", "simplejpeg-9 pillow-99")
+    with pytest.raises(BackboneError, match=r"another decoder .*: pip install ") as told:
+        judged(load_bundle(copy, code=BACKBONES), place)
+    assert str(told.value).endswith(f"pip install {packages_of(DECODER)}")
+    assert packages_of("simplejpeg-1 pillow-13 dicom-1 pydicom-3 libjpeg_turbo-3") == (
+        "'simplejpeg==1.*' 'pillow==13.*' 'pydicom==3.*'"
+    )
+    assert packages_of("simplejpeg-1'; ls pillow-13$(ls) pydicom-3") == "'pydicom==3.*'"
+
+
 def test_the_card_is_one_that_the_hub_reads_and_its_figures_are_the_reports(place: Path, tmp_path: Path) -> None:
     flags = ("--license", "cc-by-4.0", "--out", tmp_path / "model")
     said = done("bundle", "--data", "films", *flags, "--json", cwd=place, **QUICK).json
@@ -352,6 +436,9 @@ def test_the_card_is_one_that_the_hub_reads_and_its_figures_are_the_reports(plac
     for words in ("Not a medical device", "## Intended use", "## Out of scope", "## Limits", "## When not to trust"):
         assert words in text
     assert "Of the test images it flags " in text
+    assert "Val chose the head, its temperature" in text
+    assert "only drawn\nlegs were tried" in text
+    assert f"`pip install {packages_of(DECODER)}`" in text
     assert said["fingerprint"] in text
     model = load_bundle(tmp_path / "model", code=BACKBONES)
     assert said["sha256"] == model.bundle

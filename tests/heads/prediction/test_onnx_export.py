@@ -90,7 +90,10 @@ def test_the_graph_says_how_it_is_to_be_asked_and_what_its_answers_mean(place: P
             "resize_side": 32,
             "interpolation": "bilinear",
             "antialias": True,
+            "crop": "centre",
             "pixels": "uint8 RGB, NCHW",
+            "grey": "the same in each of the three channels",
+            "normalised_in_graph": True,
         }
     }
     assert 0 <= said["agreement"] <= 1e-4
@@ -100,7 +103,7 @@ def test_the_graph_says_how_it_is_to_be_asked_and_what_its_answers_mean(place: P
     files = sorted((place / "films" / "test").glob("*/*"))
     predictor = Predictor(model, backbones_of(model, load_settings()))
     positive = answers(tmp_path / "m.onnx", pixels_of(model, files))[:, 1]
-    decided = ["PNEUMONIA" if one >= kept["thresholds"]["youden"] else "NORMAL" for one in positive]
+    decided = ["PNEUMONIA" if one >= kept["thresholds"][kept["default_rule"]] else "NORMAL" for one in positive]
     assert decided == [one.decision for one in predictor.stream(files)]
 
 
@@ -122,6 +125,23 @@ def test_a_graph_that_differs_from_torch_is_not_written(
         monkeypatch.setattr(onnx_export, "_difference", lambda *_, found=difference: found)
         with pytest.raises(BackboneError, match="differs from torch by"):
             export_onnx(tmp_path / "m.onnx", model, backbones_of(model, load_settings()))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", [1, 3])
+@pytest.mark.parametrize("off", [0.01, float("nan")])
+def test_a_graph_that_is_right_for_the_traced_number_of_films_alone_is_not_written(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int, off: float
+) -> None:
+    measured = onnx_export._difference
+
+    def difference(graph: bytes, judge: Judge, examples: tuple[torch.Tensor, ...]) -> float:
+        return measured(graph, judge, examples) + (off if len(examples[0]) == wrong else 0.0)
+
+    monkeypatch.setattr(onnx_export, "_difference", difference)
+    model = model_of_run(place / "cache" / "films", head=0)
+    with pytest.raises(BackboneError, match="differs from torch by"):
+        export_onnx(tmp_path / "m.onnx", model, backbones_of(model, load_settings()))
     assert list(tmp_path.iterdir()) == []
 
 

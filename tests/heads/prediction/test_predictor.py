@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal, localcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import done
+from test_cli import cxr, done
 
 from featcache.films import load_film
 from featcache.runtime import Compute
@@ -19,7 +20,7 @@ from heads.choosing.decision import decide
 from heads.experiments.runs import load_logits, run_folders
 from heads.experiments.split_logits import read_logits
 from heads.prediction.from_run import model_of_run
-from heads.prediction.model import Model
+from heads.prediction.model import Model, ModelChoices
 from heads.prediction.networks import backbones_of
 from heads.prediction.predictor import ImageFile, Predictor
 from prediction.conftest import QUICK
@@ -189,6 +190,18 @@ def test_films_that_were_rendered_elsewhere_are_answered_alike_by_several_caller
         assert one.logits.tobytes() == other.logits.tobytes()
 
 
+@pytest.mark.parametrize("threshold", [1e-300, 1e-9, 0.2, 0.5, 1 - 1e-12])
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 20.0])
+def test_a_threshold_is_shown_where_the_temperature_moves_it_however_small_both_are(
+    threshold: float, temperature: float
+) -> None:
+    with localcontext(prec=50):
+        exact, heat = Decimal(threshold), Decimal(temperature)
+        wanted = float(1 / (1 + ((1 - exact) / exact) ** (1 / heat)))
+    found = ModelChoices(temperature=temperature, operating_points={}).scaled(threshold)
+    assert found == pytest.approx(wanted, rel=1e-9, abs=1e-300)
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("views", [1, 2])
 def test_real_films_get_the_features_of_the_store_and_the_logits_of_test(real_place: Path, views: int) -> None:
@@ -217,7 +230,13 @@ def test_of_three_classes_the_likeliest_is_decided_and_there_is_no_threshold(pha
     assert {row["operating_point"] for row in rows} == {None}
     for row in rows:
         assert row["decision"] == max(row["probabilities"], key=row["probabilities"].get)
+    for rule in ("0.5", "youden"):
+        asked = cxr("predict", "films/test", "--data", "films", "--operating-point", rule, cwd=tmp_path)
+        assert f"--operating-point {rule}: " in asked.line_of_exit(2)
+        assert "tells 3 classes apart and decides for the likeliest" in asked.err
     done("bundle", "--data", "films", "--out", "model", cwd=tmp_path, **quick)
     own = ("--backbone", "tiny_network:tiny")
     assert done("predict", "films/test", "--bundle", "model", *own, "--json", cwd=tmp_path).json == rows
+    refused = cxr("predict", "films/test", "--bundle", "model", *own, "--operating-point", "0.5", cwd=tmp_path)
+    assert "tells 3 classes apart" in refused.line_of_exit(2)
     done("export", "--bundle", "model", *own, "--onnx", "model.onnx", cwd=tmp_path)
