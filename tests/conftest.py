@@ -31,7 +31,7 @@ settings.load_profile("cxr")
 REAL_DATA = Path(os.environ["CXR_DATA"]).resolve() if os.environ.get("CXR_DATA") else None
 """Taken before any test removes the variable or leaves the folder it is relative to."""
 
-BROWSER_REQUIRED = os.environ.get("CXR_BROWSER") == "required"
+BROWSER_REQUIRED = os.environ.get("BROWSER_TESTS") == "required"
 """Whether a browser must be here: .ci/run, which installs one, says so."""
 
 ExtractPhantoms = Callable[..., Path]
@@ -47,7 +47,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         report.longrepr = f"CXR_DATA is set, so this test may not be skipped: {report.longrepr}"
     if BROWSER_REQUIRED and report.skipped and item.get_closest_marker("browser"):
         report.outcome = "failed"
-        report.longrepr = f"CXR_BROWSER is 'required', so this test may not be skipped: {report.longrepr}"
+        report.longrepr = f"BROWSER_TESTS is 'required', so this test may not be skipped: {report.longrepr}"
     return report
 
 

@@ -1,4 +1,4 @@
-"""Headless Chromium for the tests of this folder; without it they are skipped, and fail where CXR_BROWSER says so."""
+"""Headless Chromium for the tests of this folder; without it they are skipped, and fail where BROWSER_TESTS says so."""
 
 from __future__ import annotations
 
