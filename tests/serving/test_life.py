@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import json
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -175,9 +177,84 @@ def test_headers_without_end_and_headers_that_never_come_are_cut_off(
             one.close()
 
 
-def test_past_so_many_connections_a_client_is_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "CONNECTIONS", 2)
+def header_of(length: int) -> bytes:
+    """A request whose address and headers, as lines, take so many bytes behind its first line."""
+    fixed = b"Host: x\r\nX: "
+    return b"GET / HTTP/1.1\r\n" + fixed + b"a" * (length - len(fixed) - 3) + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("slowly", [False, True])
+def test_headers_of_64_kib_are_taken_and_a_byte_more_is_answered_431(slowly: bool) -> None:
     with echo() as port:
+        for length, status in ((protocol.HEADER_BYTES, b"204"), (protocol.HEADER_BYTES + 1, b"431")):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                sent = header_of(length)
+                for start in range(0, len(sent), 5000 if slowly else len(sent)):
+                    connection.sendall(sent[start : start + (5000 if slowly else len(sent))])
+                    time.sleep(0.01 if slowly else 0)
+                assert connection.recv(100).startswith(b"HTTP/1.1 " + status)
+
+
+POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize("trailer", [b"a: b\r\n" * 1000, b"x" * 6000, b"2;" + b"x" * 6000])
+def test_what_stands_beside_a_body_is_cut_off_and_not_gathered(trailer: bytes) -> None:
+    with echo() as port, socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        begun = b"" if trailer.startswith(b"2;") else b"0\r\nA: " if trailer.startswith(b"x") else b"0\r\n"
+        connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n" + begun)
+        assert connection.recv(100).startswith(b"HTTP/1.1 204")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 2**24:
+                connection.sendall(trailer)
+                sent += len(trailer)
+        assert sent < 2**24
+
+
+def test_a_body_that_does_not_end_after_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 0.3)
+    with echo() as port:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(POST + b"Content-Length: 1000000000000\r\n\r\nx")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 204")
+            assert ends(connection)
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            # One that ends in time keeps its connection.
+            connection.sendall(POST + b"Content-Length: 2\r\n\r\nx")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 204")
+            connection.sendall(b"x")
+            time.sleep(0.6)
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 204")
+
+
+@pytest.mark.parametrize("closing", [b"", b"Connection: close\r\n"])
+def test_a_client_that_does_not_read_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch, closing: bytes) -> None:
+    monkeypatch.setattr(protocol, "READING_SECONDS", 0.5)
+    with echo(b"x" * 2**25) as port, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + closing + b"\r\n")
+        time.sleep(1.5)
+        received = 0
+        with contextlib.suppress(ConnectionError):
+            while piece := connection.recv(2**20):
+                received += len(piece)
+        assert received < 2**25
+
+
+def ends(connection: socket.socket) -> bool:
+    """Whether the server ends the connection."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_past_so_many_connections_a_client_is_told_to_come_again() -> None:
+    with echo(most_connections=2) as port:
         held = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(2)]
         time.sleep(0.2)
         with socket.create_connection(("127.0.0.1", port), timeout=10) as third:
@@ -188,19 +265,23 @@ def test_past_so_many_connections_a_client_is_told_to_come_again(monkeypatch: py
 
 
 @contextlib.contextmanager
-def echo() -> Iterator[int]:
-    """A server of our protocol that answers 204; its port."""
+def echo(body: bytes = b"", **words: int) -> Iterator[int]:
+    """A server of our protocol that answers 204, or with this body; its port."""
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body"})
+        headers = [(b"content-length", str(len(body)).encode())] if body else []
+        await send({"type": "http.response.start", "status": 200 if body else 204, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     bound = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, http=protocol.LimitedProtocol, lifespan="off", log_config=None))
+    answering: Any = functools.partial(protocol.LimitedProtocol, **words)
+    server = uvicorn.Server(uvicorn.Config(app, http=answering, lifespan="off", log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield bound.getsockname()[1]
-    server.should_exit = True
-    thread.join()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield bound.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
