@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
     from heads.prediction.model import Model
     from heads.prediction.saliency import Explainer
 
+LEAST_TOKEN = 16
+TOKEN = re.compile(rf"[\x21-\x7e]{{{LEAST_TOKEN},}}")
+"""What a browser can send, in full, and nobody guesses."""
+
+PUBLIC_NAME = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?")
+
 EXTRA = "cxr serve needs FastAPI, uvicorn and what goes with them: pip install 'cxr[serve]'"
 
 
@@ -51,6 +58,9 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="Where to listen; all but loopback want --token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8000,
     token: Annotated[str | None, typer.Option("--token", envvar="CXR_TOKEN", help="What requests must bring.")] = None,
+    public_name: Annotated[
+        str | None, typer.Option("--public-name", help="Of a proxy in front, as films.example or films.example:8443.")
+    ] = None,
     queue: Annotated[int, typer.Option("--queue", min=1, help="Films under way; more are answered 503.")] = 128,
     max_bytes: Annotated[str, typer.Option("--max-bytes", help="Of an upload.")] = "32MiB",
     max_pixels: Annotated[int, typer.Option("--max-pixels", min=1, help="Of a film.")] = 40_000_000,
@@ -75,6 +85,12 @@ def serve(
         raise UsageError(
             f"--host {host} is open to other machines: give what requests must bring by --token or CXR_TOKEN"
         )
+    if token and not TOKEN.fullmatch(token):
+        raise UsageError(
+            f"the token is not {LEAST_TOKEN} or more visible characters of ASCII: nobody could send it, or all guess it"
+        )
+    if public_name is not None and not PUBLIC_NAME.fullmatch(public_name):
+        raise UsageError(f"--public-name is {public_name!r}, wanted a name as films.example, or with a port")
     limits = _limits(max_bytes, max_pixels, queue, timeout)
     flags = {"data": data, "table": table, "cache": cache, "device": device, "select": select}
     settings = load_settings(flags, config)
@@ -114,18 +130,22 @@ def serve(
         )
         # On loopback by whichever of its names; elsewhere the token tells whom it may answer.
         names = (*LOOPBACK, f"[{host}]" if ":" in host else host.lower()) if is_loopback(host) else None
-        app = build_app(service, token=token or None, hosts=names)
+        app = build_app(service, token=token or None, hosts=names, public_name=public_name)
 
         def tell() -> None:
             url, name = url_of(bound), service.name
             if as_json:
                 print_json({"url": url, "model": name.model_dump(), "limits": dataclasses.asdict(limits)})
             note(f"{name.name} ({model.origin}): {url} (Ctrl-C stops)")
+            if not is_loopback(host):
+                note("films and the token travel in clear: put a proxy with TLS in front (docs/serving.md)")
             note(name.research_use)
 
-        whole = answer(app, bound, drain=limits.timeout, on_start=tell)
+        ended = answer(app, bound, drain=limits.timeout, on_start=tell)
     note(f"stopped: {service.answered} films were answered")
-    if not whole:
+    if ended.cut_off:
+        note(f"cut off after {limits.timeout:g} s, unanswered or unread: {ended.cut_off} connections")
+    if not ended.whole:
         raise KeyboardInterrupt
 
 
@@ -141,7 +161,9 @@ def _limits(max_bytes: str, max_pixels: int, queue: int, timeout: float) -> Limi
     try:
         return Limits(max_bytes=int(size), max_pixels=max_pixels, queue=queue, timeout=timeout)
     except ValueError as error:
-        raise UsageError(f"--max-bytes {max_bytes}, --max-pixels {max_pixels}: {error}") from error
+        raise UsageError(
+            f"--max-bytes {max_bytes}, --max-pixels {max_pixels}, --timeout {timeout:g}: {error}"
+        ) from error
 
 
 def _known(

@@ -75,8 +75,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         in_headers, body_bytes = self.in_headers, self.body_bytes
         super().data_received(data)
-        if self.refused:
-            return
+        # What was refused meanwhile counts on, until it is enough.
         if in_headers and self.in_headers:
             self.unended_bytes += len(data)
             if self.unended_bytes > HEADER_BYTES:
@@ -143,6 +142,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse_headers()
 
     def _refuse_headers(self) -> None:
+        if self.refused:
+            return
         self.refused = True
         self._stop_waiting()
         if self.cycle is not None and not self.cycle.response_complete:

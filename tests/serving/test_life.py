@@ -6,6 +6,7 @@ import contextlib
 import functools
 import http.client
 import json
+import resource
 import signal
 import socket
 import threading
@@ -22,7 +23,9 @@ from starlette.types import Receive, Scope, Send
 from test_cli import cxr, done
 
 from bench.http_clients import load
-from cxr.serving import protocol
+from cxr.serving import lifecycle, protocol
+
+TOKEN = "a-secret-of-the-test"  # noqa: S105 - it opens nothing
 
 
 def ask(url: str, film: bytes, token: str | None = None) -> tuple[int, dict[str, object]]:
@@ -74,6 +77,37 @@ def test_what_is_under_way_when_it_is_stopped_is_answered(
     assert process.returncode == 0
 
 
+def test_a_client_that_holds_the_end_up_is_cut_off_and_told_of(place: Path, films: list[bytes]) -> None:
+    with running(place, "--head", "1", "--timeout", "2") as (process, said):
+        where = urlsplit(said["url"])
+        with socket.create_connection((where.hostname or "", where.port or 0), timeout=30) as connection:
+            # An answer without end, of which nothing is read: requests one behind the other, each for a picture.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            head = f"POST /predict?explain=true HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(films[0])}\r\n\r\n"
+            connection.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(1000):
+                    connection.sendall(head.encode() + films[0])
+            time.sleep(3)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "cut off after 2 s, unanswered or unread: 1 connections" in err
+    assert "Cancel" not in err
+
+
+def test_as_many_connections_are_taken_as_files_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [256, 4096]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: limits.__setitem__(slice(None), wanted))
+    assert lifecycle.most_connections() == 1024
+    assert limits == [1024 + lifecycle.OTHER_FILES, 4096]
+    limits[:] = [256, 512]
+    assert lifecycle.most_connections() == 512 - lifecycle.OTHER_FILES
+    limits[:] = [resource.RLIM_INFINITY] * 2
+    assert lifecycle.most_connections() == 1024
+
+
 def test_a_port_in_use_is_told_in_a_line_before_anything_is_loaded(place: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -85,18 +119,23 @@ def test_other_machines_are_not_listened_to_without_a_token(place: Path, films: 
     for host in ("0.0.0.0", "::", "192.0.2.1"):  # noqa: S104 - it is refused
         refused = cxr("serve", "--data", "films", "--host", host, cwd=place, **QUICK)
         assert refused.line_of_exit(2).startswith(f"--host {host} is open to other machines")
-    with running(place, "--head", "1", "--host", "0.0.0.0", CXR_TOKEN="secret") as (_, said):  # noqa: S104, S106
+    with running(place, "--head", "1", "--host", "0.0.0.0", CXR_TOKEN=TOKEN) as (_, said):  # noqa: S104
         assert ask(said["url"], films[0])[0] == 401
         assert ask(said["url"], films[0], "other")[0] == 401
-        assert ask(said["url"], films[0], "secret")[0] == 200
-        assert "secret" not in json.dumps(said)
+        assert ask(said["url"], films[0], TOKEN)[0] == 200
+        assert TOKEN not in json.dumps(said)
 
 
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
         (("--max-bytes", "many"), "--max-bytes is 'many', wanted a size as 32MiB or 10MB"),
-        (("--max-pixels", "1000000000"), "--max-bytes 32MiB, --max-pixels 1000000000: "),
+        (("--max-pixels", "1000000000"), "--max-bytes 32MiB, --max-pixels 1000000000, --timeout 30: "),
+        (("--host", "a" * 70, "--token", TOKEN), f"cannot listen on {'a' * 70} port 0 (not a host's name)"),
+        (("--host", "x..y", "--token", TOKEN), "cannot listen on x..y port 0 (not a host's name)"),
+        (("--token", "x" * 15), "the token is not 16 or more visible characters"),
+        (("--token", " a-secret-of-the-test"), "the token is not 16 or more visible characters"),
+        (("--token", "ein-Schlüssel-des-Tests"), "the token is not 16 or more visible characters"),
         (("--operating-point", "luck"), "--operating-point: "),
         (("--head", "1", "--row", "x"), "--head and --row each name"),
     ],
