@@ -21,6 +21,9 @@ MOST_SCANS = 100
 MOST_SCANNED = 15
 """All the passes together, in passes over the largest film there may be: some two seconds of a decoder."""
 
+MPF_BYTES = 2**20
+"""Where a phone's JPEG announces its further pictures: behind EXIF and its thumbnail."""
+
 SEGMENT_OR_END = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 """The next marker in a JPEG's entropy-coded data: there 0xFF is followed by 0 or stands for a restart."""
 
@@ -111,7 +114,17 @@ def _require_jpeg_alone(data: bytes, most_scans: int) -> None:
         if marker == SCAN and (scans := scans + 1) > most_scans:
             raise Problem(422, f"a JPEG of more than {most_scans} scans, which is too many for its size")
         place += max(int.from_bytes(data[place : place + 2], "big"), 2)
-    _require_nothing_behind(data, place)
+    if not _is_of_a_phone(data, place):
+        _require_nothing_behind(data, place)
+
+
+def _is_of_a_phone(data: bytes, end: int) -> bool:
+    """Whether what stands behind a JPEG's end is what phones put there; no decoder looks at it.
+
+    That is a second picture, announced before the first (CIPA DC-007, multi-picture format), or Samsung's trailer.
+    """
+    rest = data[end:].lstrip(b"\0")
+    return (b"MPF\0" in data[:MPF_BYTES] and rest.startswith(JPEG)) or (data.endswith(b"SEFT") and b"SEFH" in rest)
 
 
 def _require_png_alone(data: bytes) -> None:
@@ -128,4 +141,7 @@ def _require_png_alone(data: bytes) -> None:
 def _require_nothing_behind(data: bytes, end: int) -> None:
     # Some devices fill the last block up.
     if data[end:].strip(b"\x00\xff\r\n\x1a"):
-        raise Problem(422, "there is something behind the image's end, as in a file that is two things at once")
+        raise Problem(
+            422,
+            "there is something behind the image's end, as in a file that is two things at once: save the image again",
+        )

@@ -174,6 +174,19 @@ def test_padding_behind_the_end_of_an_image_is_no_second_file() -> None:
             require_film(data + b"\0" * 511 + b"PK", Limits())
 
 
+def test_what_phones_put_behind_a_photograph_does_not_keep_it_from_being_judged(client: TestClient) -> None:
+    first, second = Image.open(io.BytesIO(film())), Image.open(io.BytesIO(film(64)))
+    buffer = io.BytesIO()
+    first.save(buffer, "MPO", save_all=True, append_images=[second])
+    pictures = buffer.getvalue()
+    assert pictures.count(b"\xff\xd8\xff") >= 2
+    trailer = film() + b"\0\0\x01\x0a\x08\0\0\0Image_UTC_Data0SEFHk\0\0\0\x01\0\0\0\x18\0\0\0SEFT"
+    for data in (pictures, trailer):
+        assert client.post("/predict?explain=true", content=data).status_code == 200
+    # Pictures that nothing announced are something else.
+    assert client.post("/predict", content=film() + film()).status_code == 422
+
+
 def test_pixels_are_counted_before_any_is_decoded() -> None:
     require_film(film(100), Limits(max_pixels=10_000))
     with pytest.raises(Problem, match="100×100 pixels are too many"):
