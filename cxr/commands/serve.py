@@ -117,8 +117,13 @@ def serve(
         networks, compute = backbones_of(model, settings, weights or ()), compute_of(settings)
         count = views or (model.views if view_mean else 1)
         predictor = Predictor(model, networks, compute, rule=operating_point, views=count)
-        known, card = _known(settings, model, bundle, run, head, row)
         root = films_folder(settings)
+        point, clean = predictor.point, predictor.kind == "clean"
+        rule = point.rule if clean and point is not None and point.split else None
+        known, card = _known(settings, model, bundle, run, head, row, root, rule)
+        if not clean:
+            note_of_views = f"Answers average {count} views of a film; the figures are of its clean view alone."
+            card = dataclasses.replace(card, notes=(*card.notes, note_of_views))
         service = Service(
             predictor,
             limits,
@@ -167,7 +172,14 @@ def _limits(max_bytes: str, max_pixels: int, queue: int, timeout: float) -> Limi
 
 
 def _known(
-    settings: Settings, model: Model, bundle: Path | None, run: str | None, head: int | None, row: str | None
+    settings: Settings,
+    model: Model,
+    bundle: Path | None,
+    run: str | None,
+    head: int | None,
+    row: str | None,
+    root: Path | None,
+    operating_rule: str | None,
 ) -> tuple[KnownFilms | None, ModelCard]:
     """The films to look for neighbours in, which a bundle does not hold, and the model's figures."""
     from cxr.serving.model_card import card_of_bundle, card_of_run
@@ -179,7 +191,7 @@ def _known(
         return None, card_of_bundle(bundle)
     dataset = dataset_folder(settings)
     chosen = chosen_row(dataset, run, head=head, row=row, rule=settings.select)
-    return KnownFilms.of_run(dataset, model), card_of_run(chosen, model)
+    return KnownFilms.of_run(dataset, model), card_of_run(chosen, model, root, rule=operating_rule)
 
 
 def _explainer(model: Model, networks: list[Backbone], compute: Compute) -> Explainer | None:

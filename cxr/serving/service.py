@@ -189,6 +189,7 @@ class Service:
             provenance=dict(model.provenance),
             notes=[*model.notes, *self.card.notes],
             tells_distance=model.distance is not None,
+            draws_evidence=self.explainer is not None,
             knows_cases=self.known is not None,
             limits=LimitsAnswer(
                 max_bytes=limits.max_bytes,
