@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from featcache.dicom import decode_dicom, dicom_decoder, is_dicom, read_dicom
 from featcache.errors import UnreadableImageError as UnreadableImageError
+from featcache.warning_filters import decoders_warnings
 
 DECODER = f"simplejpeg-{simplejpeg.__version__.split('.')[0]} pillow-{PIL.__version__.split('.')[0]}"
 
@@ -111,12 +111,9 @@ def decoder_of(*, dicom: bool) -> str:
 def oversize_is_an_error() -> Iterator[None]:
     """Make Pillow's warning on oversized images an error, for the whole pass, and silence its remarks on metadata.
 
-    Warning filters are one for all threads, so this is entered once by the thread that starts the others.
+    One for all threads; they may enter and leave it as they like.
     """
-    with warnings.catch_warnings():
-        # Damaged EXIF says nothing about the pixels, and a warning does not say which file it is in.
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with decoders_warnings():
         yield
 
 
@@ -274,8 +271,11 @@ def _eight_bit(image: Image.Image) -> Pixels:
         return np.asarray(image.convert("L"))
     if image.mode.startswith(("I", "F")):
         # Pillow clips 16-bit grey when it converts it; the upper byte is what is meant.
-        wide = np.asarray(image).astype(np.int64)
-        return (wide.clip(0, 65535) // 257).astype(np.uint8)
+        wide = np.asarray(image)
+        if wide.dtype.kind == "u" and wide.itemsize == 2:
+            # As it is: a film of 40 million pixels would take four times its bytes for nothing.
+            return (wide // 257).astype(np.uint8)
+        return (wide.astype(np.int64).clip(0, 65535) // 257).astype(np.uint8)
     if image.mode == "P" and "transparency" in image.info:
         # Straight to RGB, Pillow warns that it cannot keep the transparency.
         image = image.convert("RGBA")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
     from heads.prediction.model import Model
     from heads.prediction.saliency import Explainer
 
+LEAST_TOKEN = 16
+TOKEN = re.compile(rf"[\x21-\x7e]{{{LEAST_TOKEN},}}")
+"""What a browser can send, in full, and nobody guesses."""
+
+PUBLIC_NAME = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?")
+
 EXTRA = "cxr serve needs FastAPI, uvicorn and what goes with them: pip install 'cxr[serve]'"
 
 
@@ -52,6 +59,9 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="Where to listen; all but loopback want --token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8000,
     token: Annotated[str | None, typer.Option("--token", envvar="CXR_TOKEN", help="What requests must bring.")] = None,
+    public_name: Annotated[
+        str | None, typer.Option("--public-name", help="Of a proxy in front, as films.example or films.example:8443.")
+    ] = None,
     queue: Annotated[int, typer.Option("--queue", min=1, help="Films under way; more are answered 503.")] = 128,
     max_bytes: Annotated[str, typer.Option("--max-bytes", help="Of an upload.")] = "32MiB",
     max_pixels: Annotated[int, typer.Option("--max-pixels", min=1, help="Of a film.")] = 40_000_000,
@@ -76,6 +86,12 @@ def serve(
         raise UsageError(
             f"--host {host} is open to other machines: give what requests must bring by --token or CXR_TOKEN"
         )
+    if token and not TOKEN.fullmatch(token):
+        raise UsageError(
+            f"the token is not {LEAST_TOKEN} or more visible characters of ASCII: nobody could send it, or all guess it"
+        )
+    if public_name is not None and not PUBLIC_NAME.fullmatch(public_name):
+        raise UsageError(f"--public-name is {public_name!r}, wanted a name as films.example, or with a port")
     limits = _limits(max_bytes, max_pixels, queue, timeout)
     flags = {"data": data, "table": table, "cache": cache, "device": device, "select": select}
     settings = load_settings(flags, config)
@@ -103,8 +119,13 @@ def serve(
         count = asked_views(model, views, view_mean=view_mean, tell=note)
         networks, compute = backbones_of(model, settings, weights or ()), compute_of(settings)
         predictor = Predictor(model, networks, compute, rule=operating_point, views=count)
-        known, card = _known(settings, model, bundle, run, head, row)
         root = films_folder(settings)
+        point, clean = predictor.point, predictor.kind == "clean"
+        rule = point.rule if clean and point is not None and point.split else None
+        known, card = _known(settings, model, bundle, run, head, row, root, rule)
+        if not clean:
+            note_of_views = f"Answers average {count} views of a film; the figures are of its clean view alone."
+            card = dataclasses.replace(card, notes=(*card.notes, note_of_views))
         service = Service(
             predictor,
             limits,
@@ -116,18 +137,22 @@ def serve(
         )
         # On loopback by whichever of its names; elsewhere the token tells whom it may answer.
         names = (*LOOPBACK, f"[{host}]" if ":" in host else host.lower()) if is_loopback(host) else None
-        app = build_app(service, token=token or None, hosts=names)
+        app = build_app(service, token=token or None, hosts=names, public_name=public_name)
 
         def tell() -> None:
             url, name = url_of(bound), service.name
             if as_json:
                 print_json({"url": url, "model": name.model_dump(), "limits": dataclasses.asdict(limits)})
             note(f"{name.name} ({model.origin}): {url} (Ctrl-C stops)")
+            if not is_loopback(host):
+                note("films and the token travel in clear: put a proxy with TLS in front (docs/serving.md)")
             note(name.research_use)
 
-        whole = answer(app, bound, drain=limits.timeout, on_start=tell)
+        ended = answer(app, bound, drain=limits.timeout, on_start=tell)
     note(f"stopped: {service.answered} films were answered")
-    if not whole:
+    if ended.cut_off:
+        note(f"cut off after {limits.timeout:g} s, unanswered or unread: {ended.cut_off} connections")
+    if not ended.whole:
         raise KeyboardInterrupt
 
 
@@ -143,11 +168,20 @@ def _limits(max_bytes: str, max_pixels: int, queue: int, timeout: float) -> Limi
     try:
         return Limits(max_bytes=int(size), max_pixels=max_pixels, queue=queue, timeout=timeout)
     except ValueError as error:
-        raise UsageError(f"--max-bytes {max_bytes}, --max-pixels {max_pixels}: {error}") from error
+        raise UsageError(
+            f"--max-bytes {max_bytes}, --max-pixels {max_pixels}, --timeout {timeout:g}: {error}"
+        ) from error
 
 
 def _known(
-    settings: Settings, model: Model, bundle: Path | None, run: str | None, head: int | None, row: str | None
+    settings: Settings,
+    model: Model,
+    bundle: Path | None,
+    run: str | None,
+    head: int | None,
+    row: str | None,
+    root: Path | None,
+    operating_rule: str | None,
 ) -> tuple[KnownFilms | None, ModelCard]:
     """The films to look for neighbours in, which a bundle does not hold, and the model's figures."""
     from cxr.serving.model_card import card_of_bundle, card_of_run
@@ -159,7 +193,7 @@ def _known(
         return None, card_of_bundle(bundle)
     dataset = dataset_folder(settings)
     chosen = chosen_row(dataset, run, head=head, row=row, rule=settings.select)
-    return KnownFilms.of_run(dataset, model), card_of_run(chosen, model)
+    return KnownFilms.of_run(dataset, model), card_of_run(chosen, model, root, rule=operating_rule)
 
 
 def _explainer(model: Model, networks: list[Backbone], compute: Compute) -> Explainer | None:

@@ -71,6 +71,7 @@ class ModelAnswer(ModelName):
     provenance: dict[str, str] = Field(description="what the model came from")
     notes: list[str]
     tells_distance: bool = Field(description="whether answers tell how far a film lies from those the heads know")
+    draws_evidence: bool = Field(description="whether explain=true is answered")
     knows_cases: bool = Field(description="whether the nearest known cases can be had")
     limits: LimitsAnswer
 

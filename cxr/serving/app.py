@@ -49,7 +49,13 @@ PREDICT_BODY: dict[str, Any] = {
 PROTECTED: dict[str, Any] = {"security": [{"token": []}]}
 
 
-def build_app(service: Service, *, token: str | None = None, hosts: tuple[str, ...] | None = LOOPBACK) -> ASGIApp:
+def build_app(
+    service: Service,
+    *,
+    token: str | None = None,
+    hosts: tuple[str, ...] | None = LOOPBACK,
+    public_name: str | None = None,
+) -> ASGIApp:
     """The application, guarded; see ``Guard`` for the arguments. It closes the service at its end."""
     app = FastAPI(
         title="cxr",
@@ -65,8 +71,8 @@ def build_app(service: Service, *, token: str | None = None, hosts: tuple[str, .
     _add_prediction(app, service, token)
     _add_watching(app, service, token)
     _add_page(app)
-    _describe_token(app, token)
-    return Guard(app, token=token, hosts=hosts, on_prediction=service.metrics.answered)
+    _complete_description(app, token)
+    return Guard(app, token=token, hosts=hosts, public_name=public_name, on_prediction=service.metrics.answered)
 
 
 def _lifespan(service: Service) -> Any:  # noqa: ANN401 - FastAPI's own type is not public
@@ -215,7 +221,7 @@ def _answer_errors_as_problems(app: FastAPI) -> None:
         return Problem(500, "the server failed; its log says where").response
 
 
-def _describe_token(app: FastAPI, token: str | None) -> None:
+def _complete_description(app: FastAPI, token: str | None) -> None:
     """Complete what FastAPI writes: the schema of problems, and the token where one is wanted."""
     make = app.openapi
 

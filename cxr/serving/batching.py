@@ -48,6 +48,8 @@ class MicroBatcher:
         self.filters = oversize_is_an_error()
         self.filters.__enter__()
         self.decoders = ThreadPoolExecutor(decoders, "decode", initializer=torch.set_num_threads, initargs=(1,))
+        # By thread: bytes of the film that it decodes, and whose future.
+        self.decoding: dict[int, tuple[int, Future[Prediction]]] = {}
         self.workers = [
             threading.Thread(target=self._work, name=f"network-{number}", daemon=True)
             for number in range(predictor.encoder.streams)
@@ -58,12 +60,20 @@ class MicroBatcher:
     def submit(self, data: bytes) -> Future[Prediction]:
         """Start with one film; what becomes of it is the future's.
 
-        A future that is cancelled before its batch begins costs the network nothing. It may raise ``Problem`` for what
+        A future that is cancelled before its batch begins costs the network nothing, and lets go of the bytes unless
+        they are being decoded; see ``given_up``. It may raise ``Problem`` for what
         is no film, or whatever befell the network.
         """
         future: Future[Prediction] = Future()
-        self.decoders.submit(self._decode, data, future)
+        held = [data]
+        # The executor keeps what was cancelled until a thread comes by it.
+        future.add_done_callback(lambda _: held.clear())
+        self.decoders.submit(self._decode, held, future)
         return future
+
+    def given_up(self) -> int:
+        """Bytes of films that nobody waits for and that are being decoded all the same: nothing stops a decoder."""
+        return sum(size for size, future in list(self.decoding.values()) if future.cancelled())
 
     def close(self) -> None:
         """Finish what has been submitted, and stop."""
@@ -73,9 +83,12 @@ class MicroBatcher:
             worker.join()
         self.filters.__exit__(None, None, None)
 
-    def _decode(self, data: bytes, future: Future[Prediction]) -> None:
-        if future.cancelled():
+    def _decode(self, held: list[bytes], future: Future[Prediction]) -> None:
+        try:
+            data = held.pop()
+        except IndexError:
             return
+        self.decoding[threading.get_ident()] = len(data), future
         try:
             require_film(data, self.limits)
             film = load_film(ImageFile(name="", data=data), self.renderings)
@@ -86,6 +99,8 @@ class MicroBatcher:
                 future.set_exception(error)
         else:
             self.ready.put((film, future))
+        finally:
+            del self.decoding[threading.get_ident()]
 
     def _work(self) -> None:
         while batch := self._next():

@@ -55,6 +55,8 @@ class Guard:
         app: what answers.
         token: what a request must bring as ``Authorization: Bearer``, but for ``OPEN``; None: nothing.
         hosts: names that a Host header may have, whatever the port; None: any, which a token makes safe.
+        public_name: by which a proxy is reached that stands in front, with its port where it is not the usual one;
+            pages of that name are ours, whichever Host the proxy passes on.
         on_prediction: told status and seconds of each request to ``/predict``.
     """
 
@@ -64,9 +66,13 @@ class Guard:
         *,
         token: str | None = None,
         hosts: tuple[str, ...] | None = LOOPBACK,
+        public_name: str | None = None,
         on_prediction: Callable[[int, float], None] = lambda *_: None,
     ) -> None:
-        self.app, self.hosts, self.on_prediction = app, hosts, on_prediction
+        self.app, self.on_prediction = app, on_prediction
+        self.public = None if public_name is None else public_name.lower().encode("latin-1")
+        named = () if public_name is None else (_name_of(public_name),)
+        self.hosts = None if hosts is None else (*hosts, *named)
         self.token = None if token is None else token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,7 +109,7 @@ class Guard:
             return Problem(421, f"this server answers to {', '.join(self.hosts)} alone")
         site = headers.get(b"sec-fetch-site", b"same-origin")
         origin = headers.get(b"origin")
-        elsewhere = origin is not None and origin.partition(b"://")[2] != host
+        elsewhere = origin is not None and origin.partition(b"://")[2].lower() not in (host.lower(), self.public)
         if method not in SAFE and (site not in (b"same-origin", b"none") or elsewhere):
             return Problem(403, "a request from a page of another site")
         if self.token is None or path in OPEN or path.startswith(ASSETS):

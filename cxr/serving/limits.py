@@ -18,6 +18,12 @@ LEAST_SIDE, MOST_SIDE = 32, 10_000
 MOST_SCANS = 100
 """Passes over a progressive JPEG. Encoders make some ten; each costs as long as the whole image, for a few bytes."""
 
+MOST_SCANNED = 15
+"""All the passes together, in passes over the largest film there may be: some two seconds of a decoder."""
+
+MPF_BYTES = 2**20
+"""Where a phone's JPEG announces its further pictures: behind EXIF and its thumbnail."""
+
 SEGMENT_OR_END = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 """The next marker in a JPEG's entropy-coded data: there 0xFF is followed by 0 or stands for a restart."""
 
@@ -35,7 +41,7 @@ class Limits:
     Attributes:
         max_bytes: of a request's body.
         max_pixels: of a film.
-        max_files: films a request.
+        max_files: films a request; ``files_at_once`` is what has room.
         queue: films that are under way, from the first byte of their request to its answer.
         timeout: seconds for a request, from its first byte to its answer.
     """
@@ -51,6 +57,11 @@ class Limits:
             raise ValueError(f"Limits: wanted positive numbers, got {self}")
         if self.max_pixels > MAX_PIXELS:
             raise ValueError(f"Limits: wanted max_pixels up to {MAX_PIXELS}, got {self.max_pixels}")
+
+    @property
+    def files_at_once(self) -> int:
+        """Films a request: more than may be under way would be told to come again for ever."""
+        return min(self.max_files, self.queue)
 
     @property
     def waiting_bytes(self) -> int:
@@ -79,14 +90,14 @@ def require_film(data: bytes, limits: Limits) -> None:
         most = f"{limits.max_pixels / 1e6:g} million pixels and {MOST_SIDE:,} a side"
         raise Problem(422, f"{width}×{height} pixels are too many: wanted up to {most}")
     if data.startswith(JPEG):
-        _require_jpeg_alone(data)
+        _require_jpeg_alone(data, min(MOST_SCANS, MOST_SCANNED * limits.max_pixels // (width * height)))
     elif data.startswith(PNG):
         _require_png_alone(data)
     elif data.startswith(DISGUISES):
         raise Problem(422, "a DICOM file that begins as another kind of file")
 
 
-def _require_jpeg_alone(data: bytes) -> None:
+def _require_jpeg_alone(data: bytes, most_scans: int) -> None:
     """Refuse a JPEG of too many scans, and one with something behind its end (ITU T.81, B.1)."""
     place, scans = 2, 0
     while True:
@@ -100,10 +111,20 @@ def _require_jpeg_alone(data: bytes) -> None:
         if marker == START:
             # No length follows it, as it does all others that are found.
             continue
-        if marker == SCAN and (scans := scans + 1) > MOST_SCANS:
-            raise Problem(422, f"a JPEG of more than {MOST_SCANS} scans")
+        if marker == SCAN and (scans := scans + 1) > most_scans:
+            raise Problem(422, f"a JPEG of more than {most_scans} scans, which is too many for its size")
         place += max(int.from_bytes(data[place : place + 2], "big"), 2)
-    _require_nothing_behind(data, place)
+    if not _is_of_a_phone(data, place):
+        _require_nothing_behind(data, place)
+
+
+def _is_of_a_phone(data: bytes, end: int) -> bool:
+    """Whether what stands behind a JPEG's end is what phones put there; no decoder looks at it.
+
+    That is a second picture, announced before the first (CIPA DC-007, multi-picture format), or Samsung's trailer.
+    """
+    rest = data[end:].lstrip(b"\0")
+    return (b"MPF\0" in data[:MPF_BYTES] and rest.startswith(JPEG)) or (data.endswith(b"SEFT") and b"SEFH" in rest)
 
 
 def _require_png_alone(data: bytes) -> None:
@@ -120,4 +141,7 @@ def _require_png_alone(data: bytes) -> None:
 def _require_nothing_behind(data: bytes, end: int) -> None:
     # Some devices fill the last block up.
     if data[end:].strip(b"\x00\xff\r\n\x1a"):
-        raise Problem(422, "there is something behind the image's end, as in a file that is two things at once")
+        raise Problem(
+            422,
+            "there is something behind the image's end, as in a file that is two things at once: save the image again",
+        )

@@ -68,7 +68,7 @@ class Service:
         self.predictor, self.limits = predictor, limits
         self.explainer, self.known, self.thumbnails = explainer, known, thumbnails
         self.card = card or ModelCard()
-        self.admission = Admission(limits)
+        self.admission = Admission(limits, lambda: self.batcher.given_up())
         self.metrics = Metrics(lambda: self.admission.films)
         self.batcher = MicroBatcher(predictor, limits, decoders=decoders, on_batch=self.metrics.batches.observe)
         # Maps and searches one after the other: they are looked at by people, and predictions are not to wait for them.
@@ -144,7 +144,12 @@ class Service:
         return prediction_answer(prediction, self.predictor.model, explanation, known)
 
     async def _aside(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.aside, call)
+        held = [call]
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.aside, lambda: held[0]())
+        finally:
+            # What was given up waits in the executor all the same; the film that it is about need not.
+            held.clear()
 
     def _explained(self, data: bytes) -> Explanation:
         assert self.explainer is not None
@@ -184,11 +189,12 @@ class Service:
             provenance=dict(model.provenance),
             notes=[*model.notes, *self.card.notes],
             tells_distance=model.distance is not None,
+            draws_evidence=self.explainer is not None,
             knows_cases=self.known is not None,
             limits=LimitsAnswer(
                 max_bytes=limits.max_bytes,
                 max_pixels=limits.max_pixels,
-                max_files=limits.max_files,
+                max_files=limits.files_at_once,
                 timeout=limits.timeout,
             ),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 from python_multipart.exceptions import FormParserError
@@ -53,7 +53,7 @@ class Room:
         Raises:
             Overloaded: there is none.
         """
-        if self.admission.bytes + count > self.admission.limits.waiting_bytes:
+        if self.admission.bytes + self.admission.given_up() + count > self.admission.limits.waiting_bytes:
             raise Overloaded("too much is being sent at once: ask again in a moment")
         self.admission.bytes += count
         self.taken_bytes += count
@@ -62,13 +62,17 @@ class Room:
 class Admission:
     """Counts what is under way, films and bytes. For the event loop's thread alone.
 
+    Args:
+        limits: how much there may be.
+        given_up: bytes of films whose requests have ended while decoders still hold them.
+
     Attributes:
         films: that are under way.
         bytes: that uploads hold.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, given_up: Callable[[], int] = lambda: 0) -> None:
+        self.limits, self.given_up = limits, given_up
         self.films = self.bytes = 0
 
     @contextlib.contextmanager
@@ -138,9 +142,12 @@ async def _read_form(body: AsyncIterator[bytes], boundary: bytes, limits: Limits
         )
         async for chunk in body:
             sent += len(chunk)
-            if sent > limits.max_bytes + SPARE or form.size > limits.max_bytes:
+            if form.size > limits.max_bytes:
                 await _refuse_size(body, limits)
             parser.write(chunk)
+            # What is no file costs the event loop the parser's time, a piece of a byte as much as one of thousands.
+            if sent - form.size > SPARE:
+                await _refuse_size(body, limits)
         parser.finalize()
     except (FormParserError, ValueError) as error:
         raise Problem(400, f"the body is no {FORM} as RFC 7578 has it", CLOSE) from error
@@ -180,8 +187,9 @@ class _Form:
     def headers_finished(self) -> None:
         if not self.is_file:
             return
-        if len(self.files) == self.limits.max_files:
-            raise Problem(413, f"more than {self.limits.max_files} files at once", CLOSE)
+        most = self.limits.files_at_once
+        if len(self.files) == most:
+            raise Problem(413, f"more than {most} files at once", CLOSE)
         if self.files:
             self.room.take_film()
         self.files.append(bytearray())

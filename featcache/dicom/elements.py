@@ -6,11 +6,9 @@ No text of a file is ever repeated. pydicom's messages do repeat it, so they end
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import threading
-import warnings
 import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import UnreadableImageError
+from featcache.warning_filters import decoders_warnings
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -80,28 +79,23 @@ FIRST_PIXELS = 0x7FE00008
 
 T = TypeVar("T")
 
-_lock, _reading, _filters, _users = threading.Lock(), threading.local(), contextlib.ExitStack(), [0]
+_reading = threading.local()
 
 
 def quietly(otherwise: str, call: Callable[[], T]) -> T:
     """Let nothing that pydicom and its decoders say of a file get out: no exception, no warning, no line of a log.
 
-    Warning filters are one for all threads: the first that comes sets one, the last that goes takes it away. The log is
-    filtered for this thread alone, since pydicom may have other users in this process.
+    The log is filtered for this thread alone, since pydicom may have other users in this process.
 
     Raises:
         UnreadableImageError: with ``otherwise``, in place of whatever they raise.
     """
     logging.getLogger("pydicom").addFilter(_not_while_reading)
-    with _lock:
-        if _users[0] == 0:
-            _filters.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom|featcache\.dicom")
-        _users[0] += 1
     _reading.now = True
     reason = otherwise
     try:
-        return call()
+        with decoders_warnings():
+            return call()
     except UnreadableImageError:
         raise
     except MemoryError:
@@ -110,10 +104,6 @@ def quietly(otherwise: str, call: Callable[[], T]) -> T:
         pass
     finally:
         _reading.now = False
-        with _lock:
-            _users[0] -= 1
-            if _users[0] == 0:
-                _filters.close()
     # Out here, so that no chain of exceptions holds that text either.
     raise UnreadableImageError(reason)
 

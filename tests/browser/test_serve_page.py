@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -172,4 +173,27 @@ def test_where_a_token_is_wanted_the_page_asks_for_it(open_page: OpenPage, place
             )
         send(page, film)
         assert TOKEN not in page.page.content()
+        page.page.context.close()
+
+
+def test_another_model_after_a_restart_is_told_beside_its_answer_and_a_full_server_in_a_sentence(
+    open_page: OpenPage, place: Path, film: Path
+) -> None:
+    with running(place, "--head", "1") as (process, said):
+        page = open_page(said["url"])
+        page.page.wait_for_selector("#about:not([hidden])")
+        before = page.page.inner_text("#model")
+        page.page.route("**/predict?**", lambda route: route.fulfill(status=503, json={"detail": "too many films"}))
+        page.page.set_input_files("#file", film)
+        page.page.wait_for_function("document.getElementById('problem').textContent.includes('too many films')")
+        page.page.unroute("**/predict?**")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    page.page.set_input_files("#file", film)
+    page.page.wait_for_function("document.getElementById('problem').textContent === 'The server does not answer.'")
+    with running(place, "--head", "0", "--port", said["url"].rpartition(":")[2]) as (_, other):
+        assert other["model"]["sha256"] != said["model"]["sha256"]
+        send(page, film)
+        assert page.page.inner_text("#model") != before
+        assert other["model"]["sha256"] in page.page.inner_text("#model")
         page.page.context.close()

@@ -16,10 +16,15 @@ from served import films_of, make_service
 from starlette.testclient import TestClient
 
 from cxr.serving.app import build_app
+from cxr.serving.model_card import card_of_bundle, card_of_run
 from cxr.serving.service import Service
+from featcache.errors import RunError
 from featcache.named_images import find_images
 from featcache.store import open_store
 from heads.known_cases.neighbours import neighbours, use_of
+from heads.prediction.card import look_at_test
+from heads.prediction.from_run import chosen_row, model_of_row
+from heads.prediction.manifest import CARD_NAME
 from heads.prediction.predictor import ImageFile
 from heads.reporting.report import build_report
 
@@ -173,6 +178,7 @@ def test_the_model_is_told_with_the_figures_of_the_report(client: TestClient, pl
     assert told["backbones"] == ["tiny_network:tiny"]
     assert told["tells_distance"]
     assert told["knows_cases"]
+    assert told["draws_evidence"]
     assert told["research_use"] == "Research use only. Not a medical device."
     report = build_report(place / "cache" / "films").to_json()
     (row,) = [one for one in report["rows"] if one["head"]["hidden"] == 8]
@@ -180,6 +186,43 @@ def test_the_model_is_told_with_the_figures_of_the_report(client: TestClient, pl
     assert len(figures) == 5
     for name, wanted in (("test AUC", "auc"), ("test sensitivity at threshold 0.5", "sensitivity")):
         assert figures[name] == {"name": name, **row["test"][wanted]}
+
+
+def test_figures_at_the_threshold_that_decides_and_how_often_test_is_flagged_are_told(place: Path) -> None:
+    dataset, root = place / "cache" / "films", place / "films"
+    row = chosen_row(dataset, head=1)
+    model = model_of_row(dataset, row, root)
+    tested = look_at_test(row, model, root)
+    card = card_of_run(row, model, root, rule="youden")
+    told = {one.name: one for one in card.figures}
+    wanted = tested.figures.interval("sensitivity", "youden")
+    assert wanted is not None
+    found = told["test sensitivity at youden's threshold"]
+    assert (found.value, found.low, found.high) == (wanted.value, wanted.low, wanted.high)
+    assert len(told) == 9
+    assert tested.flagged is not None
+    assert f"Of the test films {100 * tested.flagged:.1f} % are flagged" in card.notes[1]
+    assert "another hospital" in card.notes[2]
+
+
+def test_a_bundles_card_whose_figures_are_not_understood_is_told(tmp_path: Path) -> None:
+    line = '      value: 0.9000\n      name: "auc, 95 % interval 0.8000 to 0.9500"\n'
+    card = tmp_path / CARD_NAME
+    card.write_text(f"---\n{line}\n---\ntext of a 95 % interval", encoding="utf-8")
+    (found,) = card_of_bundle(tmp_path).figures
+    assert (found.name, found.value, found.low, found.high) == ("test AUC", 0.9, 0.8, 0.95)
+    card.write_text(f"---\n{line}{line.replace('      ', '        ')}\n---\n", encoding="utf-8")
+    with pytest.raises(RunError, match="bundle the model again"):
+        card_of_bundle(tmp_path)
+
+
+def test_a_model_without_a_map_of_places_says_so_and_answers_all_else(place: Path, films: list[bytes]) -> None:
+    service = make_service(place)
+    service.explainer = None
+    with TestClient(build_app(service), base_url="http://localhost") as client:
+        assert client.get("/model").json()["draws_evidence"] is False
+        assert asked(client, films[0])["explanation"] is None
+        assert client.post("/predict?explain=true", content=films[0]).status_code == 422
 
 
 def test_metrics_count_what_was_answered_and_how_full_batches_were(place: Path, films: list[bytes]) -> None:

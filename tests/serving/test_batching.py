@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -12,9 +13,12 @@ from typing import Any
 import pytest
 from served import make_service
 
+from cxr.serving import batching
 from cxr.serving.batching import MicroBatcher
 from cxr.serving.limits import Limits
-from cxr.serving.problems import Problem
+from cxr.serving.problems import Overloaded, Problem
+from cxr.serving.uploads import Admission
+from featcache.films import load_film
 from heads.prediction.predictor import ImageFile, Predictor
 
 
@@ -80,6 +84,42 @@ def test_a_film_that_nobody_waits_for_is_not_shown_to_the_network(predictor: Pre
         given_up.result()
     batcher.close()
     assert ImageFile(name="", data=films[1]).sha256 not in itertools.chain(*gate.seen)
+
+
+def test_films_that_are_given_up_are_let_go_of_at_once_but_for_those_being_decoded(
+    predictor: Predictor, films: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, go, decode = threading.Semaphore(0), threading.Event(), load_film
+
+    def slow(*given: Any) -> Any:
+        entered.release()
+        assert go.wait(30)
+        return decode(*given)
+
+    monkeypatch.setattr(batching, "load_film", slow)
+    batcher = MicroBatcher(predictor, Limits(), decoders=2)
+    sent = films[:20]
+    sizes = [len(film) for film in sent]
+    before = [sys.getrefcount(film) for film in sent]
+    futures = [batcher.submit(film) for film in sent[:2]]
+    for _ in range(2):
+        assert entered.acquire(timeout=30)
+    futures += [batcher.submit(film) for film in sent[2:]]
+    assert batcher.given_up() == 0
+    assert all(after > count for after, count in zip([sys.getrefcount(film) for film in sent], before, strict=True))
+    assert all(future.cancel() for future in futures)
+    held = [after - count for after, count in zip([sys.getrefcount(film) for film in sent], before, strict=True)]
+    assert [count > 0 for count in held] == [True] * 2 + [False] * 18
+    assert batcher.given_up() == sum(sizes[:2])
+    admission = Admission(Limits(max_bytes=sum(sizes[:2]) // 8 + 1), batcher.given_up)
+    with admission.request() as room, pytest.raises(Overloaded):
+        room.take_bytes(16)
+    go.set()
+    batcher.close()
+    assert batcher.given_up() == 0
+    with admission.request() as room:
+        room.take_bytes(16)
+    assert not batcher.decoding
 
 
 def test_closing_answers_what_was_submitted(predictor: Predictor, films: list[bytes]) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from served import ROOT, make_service
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Message
 from starlette.websockets import WebSocketDisconnect
 
 from cxr.serving.app import build_app
+from cxr.serving.service import Service
 
 DECLARED = re.compile(r"(--[\w-]+): ([^;]+);")
 TOKEN = "a-secret-of-the-test"  # noqa: S105 - it opens nothing
@@ -94,6 +99,28 @@ def test_films_from_pages_of_other_sites_are_refused(
     assert client.post("/predict", content=films[0], headers=headers).status_code == status
 
 
+@pytest.mark.parametrize("host", ["films.example", "127.0.0.1:8000"])
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("https://films.example", 200),
+        ("https://FILMS.example", 200),
+        ("https://films.example:8443", 403),
+        ("https://evil.example", 403),
+        ("null", 403),
+    ],
+)
+def test_behind_a_proxy_its_name_is_ours_whether_or_not_it_is_passed_on(
+    service: Service, client: TestClient, films: list[bytes], host: str, origin: str, status: int
+) -> None:
+    assert client.get("/healthz").status_code == 200
+    # Without a lifespan: the service is the other client's.
+    behind = TestClient(build_app(service, public_name="films.example"), base_url="http://localhost")
+    headers = {"Host": host, "Origin": origin, "Sec-Fetch-Site": "same-origin"}
+    assert behind.post("/predict", content=films[0], headers=headers).status_code == status
+    assert behind.get("/healthz", headers={"Host": "evil.example"}).status_code == 421
+
+
 def test_no_other_site_is_allowed_what_browsers_ask_leave_for(client: TestClient) -> None:
     asking = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     response = client.options("/predict", headers=asking)
@@ -134,12 +161,51 @@ def test_with_the_token_all_is_answered_and_the_page_needs_none(guarded: TestCli
 
 
 @pytest.mark.parametrize(
-    "path", ["/assets/../app.py", "/assets/%2e%2e/app.py", "/assets/..%2fapp.py", "/assets/none.js", "/assets/"]
+    "path",
+    [
+        "/assets/../app.py",
+        "/assets/../../serving/assets/page.js",
+        "/assets/%2e%2e/app.py",
+        "/assets/..%2fapp.py",
+        "/assets//page.js",
+        "/assets/none.js",
+        "/assets/",
+    ],
 )
-def test_no_path_leads_to_other_files(client: TestClient, path: str) -> None:
-    response = client.get(f"/assets/{path}")
-    assert response.status_code == 404
-    assert response.json()["detail"] == "there is nothing here"
+def test_no_path_leads_to_other_files(service: Service, client: TestClient, path: str) -> None:
+    assert client.get("/assets/page.js").status_code == 200
+    # By hand: a client makes one of "..", and the server gets what it has made.
+    status, detail = asyncio.run(_answer_of_path(build_app(service), path))
+    assert (status, detail) == (404, "there is nothing here")
+
+
+async def _answer_of_path(app: ASGIApp, path: str) -> tuple[int, str]:
+    status, body = 0, b""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        nonlocal status, body
+        status = message.get("status", status)
+        body += message.get("body", b"")
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "path": unquote(path),
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "headers": [(b"host", b"localhost")],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+    await app(scope, receive, send)
+    return status, json.loads(body)["detail"]
 
 
 def test_there_are_no_websockets(client: TestClient) -> None:

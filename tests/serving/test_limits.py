@@ -68,11 +68,11 @@ def jpeg_of_size(height: int, width: int) -> bytes:
     return data[: place + 5] + struct.pack(">HH", height, width) + data[place + 9 :]
 
 
-def many_scans() -> bytes:
-    """A progressive JPEG whose last scan comes 200 times over."""
-    data = encoded(np.zeros((6000, 6000), np.uint8), "JPEG", progressive=True)
+def of_scans(count: int, height: int, width: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again, until there are so many."""
+    data = encoded(np.zeros((height, width), np.uint8), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
-    return data[:last] + data[last:-2] * 200 + b"\xff\xd9"
+    return data[:last] + data[last:-2] * (count - data.count(b"\xff\xda") + 1) + b"\xff\xd9"
 
 
 def lying_dicom(**attributes: Any) -> bytes:
@@ -115,7 +115,8 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], int]] = {
     "jpeg and zip": (lambda: film() + zipped(), 422),
     "jpeg and html": (lambda: film() + b"<script>alert(1)</script>", 422),
     "png and zip": (lambda: film(form="PNG") + zipped(), 422),
-    "jpeg of 200 scans": (many_scans, 422),
+    "jpeg of 200 scans": (lambda: of_scans(200, 6000, 6000), 422),
+    "jpeg of 100 scans of 40 million pixels": (lambda: of_scans(100, 4000, 9999), 422),
     "dicom that is a program": (lambda: b"MZ" + lying_dicom()[2:], 422),
     "dicom of 60,000 x 60,000": (lambda: lying_dicom(Rows=60_000, Columns=60_000), 422),
     "dicom of no rows": (lambda: lying_dicom(Rows=0), 422),
@@ -159,11 +160,31 @@ def test_a_progressive_jpeg_of_as_many_scans_as_encoders_make_is_a_film() -> Non
     require_film(data, Limits())
 
 
+def test_scans_are_bounded_by_the_pixels_that_all_of_them_pass_over() -> None:
+    for height, width, most in ((4000, 9999, 15), (2000, 4000, 75), (100, 100, 100)):
+        require_film(of_scans(most, height, width), Limits())
+        with pytest.raises(Problem, match=f"more than {most} scans"):
+            require_film(of_scans(most + 1, height, width), Limits())
+
+
 def test_padding_behind_the_end_of_an_image_is_no_second_file() -> None:
     for data in (film(), film(form="PNG")):
         require_film(data + b"\0" * 511, Limits())
         with pytest.raises(Problem, match="behind the image's end"):
             require_film(data + b"\0" * 511 + b"PK", Limits())
+
+
+def test_what_phones_put_behind_a_photograph_does_not_keep_it_from_being_judged(client: TestClient) -> None:
+    first, second = Image.open(io.BytesIO(film())), Image.open(io.BytesIO(film(64)))
+    buffer = io.BytesIO()
+    first.save(buffer, "MPO", save_all=True, append_images=[second])
+    pictures = buffer.getvalue()
+    assert pictures.count(b"\xff\xd8\xff") >= 2
+    trailer = film() + b"\0\0\x01\x0a\x08\0\0\0Image_UTC_Data0SEFHk\0\0\0\x01\0\0\0\x18\0\0\0SEFT"
+    for data in (pictures, trailer):
+        assert client.post("/predict?explain=true", content=data).status_code == 200
+    # Pictures that nothing announced are something else.
+    assert client.post("/predict", content=film() + film()).status_code == 422
 
 
 def test_pixels_are_counted_before_any_is_decoded() -> None:
@@ -220,7 +241,14 @@ def test_a_form_is_bounded_in_bytes_and_files(narrow: TestClient) -> None:
     assert sent(film(), film(), film()).status_code == 200
     refused = sent(film(), film(), film(), film())
     assert (refused.status_code, refused.json()["detail"]) == (413, "more than 3 files at once")
-    # Fields that are no files count, too.
+    # Fields that are no files count, too, and have a limit of their own.
+    field = b'--x\r\nContent-Disposition: form-data; name="n"\r\n\r\n'
+    file = b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n' + film() + b"\r\n--x--\r\n"
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    for count, status in ((100, 200), (500, 413)):
+        body = (field + b"a\r\n") * count + file
+        assert len(body) < 100_000
+        assert narrow.post("/predict", content=pieces(body), headers=form).status_code == status
     assert narrow.post("/predict", data={"note": "x" * 200_000}, files={"file": film()}).status_code == 413
 
 
@@ -322,9 +350,23 @@ def test_past_the_queue_films_are_refused_at_once_and_told_when_to_come_again(pl
         assert [one.result().status_code for one in waiting] == [200] * 6
         assert client.post("/predict", content=films[0]).status_code == 200
         assert blocked.service.admission.films == blocked.service.admission.bytes == 0
-        # A form takes as many places as it has films.
+        assert client.post("/predict", files=[("file", ("x", films[0]))] * 6).status_code == 200
+        # There will never be room for more than the queue holds: it is of no use to come again.
         many = client.post("/predict", files=[("file", ("x", films[0]))] * 7)
-        assert many.status_code == 503
+        assert (many.status_code, many.json()["detail"]) == (413, "more than 6 files at once")
+        assert client.get("/model").json()["limits"]["max_files"] == 6
+        assert blocked.service.admission.films == 0
+
+
+def test_a_form_takes_as_many_places_as_it_has_films(place: Path, films: list[bytes]) -> None:
+    blocked = Blocked(place, Limits(queue=6))
+    with TestClient(build_app(blocked.service), base_url="http://localhost") as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/predict", content=films[0])
+        while blocked.service.admission.films < 1:
+            time.sleep(0.01)
+        assert client.post("/predict", files=[("file", ("x", films[0]))] * 6).status_code == 503
+        blocked.go.set()
+        assert first.result().status_code == 200
         assert blocked.service.admission.films == 0
 
 

@@ -16,11 +16,15 @@ function request(path, options = {}) {
 
 // What a refusal says, in one sentence; never the file's own words.
 async function reasonOf(response) {
-  const said = await response.json().catch(() => ({}));
+  const said = await response.json().catch((error) => {
+    if (error.name === "AbortError") throw error;
+    return {};
+  });
   return typeof said.detail === "string" ? said.detail : `the server answered ${response.status}`;
 }
 
 async function meet() {
+  model = null;
   const response = await request("/model").catch(() => null);
   if (response === null) {
     place("which").textContent = "The server does not answer.";
@@ -48,8 +52,10 @@ async function send(file) {
   // An answer must not stand beside a film that it is not of.
   place("answer").hidden = true;
   place("known").hidden = true;
+  if (model === null) await meet();
+  if (mine !== asking) return;
   if (model === null) {
-    say("The server is not ready: try again in a moment.");
+    say(place("ask-token").hidden ? "The server does not tell its model: try again in a moment." : "This server wants its token first.");
     return;
   }
   if (file.size > model.limits.max_bytes) {
@@ -57,31 +63,42 @@ async function send(file) {
     return;
   }
   status.textContent = "Looking at the film …";
-  const wanted = new URLSearchParams({ explain: "true" });
+  const wanted = new URLSearchParams(model.draws_evidence ? { explain: "true" } : {});
   if (model.knows_cases) wanted.set("neighbours", "6");
+  let answer;
   try {
     const headers = { "Content-Type": "application/octet-stream" };
-    const options = { method: "POST", body: file, headers, signal: mine.signal };
-    let response = await request(`/predict?${wanted}`, options);
-    if (response.status === 422 && (await reasonOf(response.clone())).includes("ask without explain")) {
-      wanted.delete("explain");
-      response = await request(`/predict?${wanted}`, options);
-    }
-    if (mine !== asking) return;
+    const response = await request(`/predict?${wanted}`, { method: "POST", body: file, headers, signal: mine.signal });
     if (!response.ok) {
-      if (response.status === 401) meet();
-      say(`No answer for this file: ${await reasonOf(response)}.`);
+      const reason = await reasonOf(response);
+      if (mine !== asking) return;
+      if (response.status === 401) await meet();
+      say(`No answer for this file: ${reason}.`);
       return;
     }
-    const answer = await response.json();
-    if (mine !== asking) return;
-    showAnswer(answer.predictions[0], model, file);
-    status.textContent = "The answer is below.";
-    place("answer").focus({ preventScroll: true });
-    place("answer").scrollIntoView({ block: "start" });
+    answer = await response.json();
   } catch (error) {
-    if (error.name !== "AbortError") say("The server does not answer.");
+    if (mine === asking && error.name !== "AbortError") say("The server does not answer.");
+    return;
   }
+  if (mine !== asking) return;
+  // Another server may have taken this one's place: its answer must not stand under the old model's name.
+  if (answer.model.sha256 !== model.sha256) await meet();
+  if (mine !== asking) return;
+  if (model === null || answer.model.sha256 !== model.sha256) {
+    say("The server has changed its model: send the film again.");
+    return;
+  }
+  try {
+    showAnswer(answer.predictions[0], model, file);
+  } catch {
+    place("answer").hidden = true;
+    say("The server's answer cannot be shown: load this page again.");
+    return;
+  }
+  status.textContent = "The answer is below.";
+  place("answer").focus({ preventScroll: true });
+  place("answer").scrollIntoView({ block: "start" });
 }
 
 function say(sentence) {

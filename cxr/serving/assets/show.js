@@ -69,7 +69,7 @@ export function showAnswer(said, model, file) {
       "how far from known films",
       said.distance_percentile === null
         ? "not known for this model: it cannot say whether the film is one it may judge"
-        : `farther than ${said.distance_percentile.toFixed(1)} % of the films of val${said.flagged ? "" : ", within the limit"}`,
+        : `farther than ${said.distance_percentile.toFixed(1)} % of the films kept apart for validation lie from those the model learned from${said.flagged ? "" : ", within the limit"}`,
     ],
     ["projection", said.projection ?? ""],
     ["film, SHA-256", element("code", {}, said.sha256)],
@@ -84,6 +84,12 @@ function showFilm(said, model, file) {
   if (shown !== null) URL.revokeObjectURL(shown);
   shown = explanation === null ? URL.createObjectURL(file) : null;
   const film = place("film-picture");
+  // Without the server's drawing the browser is shown the file itself, which it cannot read where that is DICOM.
+  film.hidden = false;
+  film.onerror = () => {
+    film.hidden = true;
+    place("overlay-words").textContent = "This browser cannot show the film itself.";
+  };
   film.src = explanation === null ? shown : explanation.film;
   place("overlay").hidden = explanation === null;
   place("overlay-tools").hidden = explanation === null;
@@ -94,7 +100,7 @@ function showFilm(said, model, file) {
   overlay.style.opacity = place("opacity").value / 100;
   place("overlay-words").textContent =
     `Orange speaks for ${model.positive}, blue against; the strongest colour is ${explanation.strongest.toFixed(1)} in log-odds, ` +
-    `the whole film ${explanation.evidence >= 0 ? "+" : "−"}${Math.abs(explanation.evidence).toFixed(1)}. It shows what the head goes by, ` +
+    `the whole film, as it is and before probabilities are scaled, ${explanation.evidence >= 0 ? "+" : "−"}${Math.abs(explanation.evidence).toFixed(1)}. It shows what the head goes by, ` +
     "right or wrong, in coarse cells: not where a disease is.";
 }
 
@@ -105,8 +111,10 @@ function showProbability(said, model) {
   place("mark-threshold").hidden = point === null;
   if (point !== null) place("mark-threshold").style.left = `calc(${100 * Math.min(point.threshold, 1)}% - 1px)`;
   place("meaning").textContent =
-    `Scaled by a temperature fitted on val, so that of films like val's with a probability like this about that share are ` +
-    `${model.positive}. Where ${model.positive} is rarer, or films differ, the share is another.`;
+    said.flagged === true
+      ? ""
+      : `Scaled by one number that was fitted on films kept apart (validation), which brings probabilities near to shares there ` +
+        `on the whole. Where ${model.positive} is rarer, or films differ, the share is another.`;
   place("decision").textContent = `Decision: ${said.decision}`;
   place("threshold").textContent =
     point === null
