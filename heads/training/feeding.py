@@ -110,9 +110,10 @@ def clean_and_mean(
     start = 0
     for features in samples.chunks(chunk_images(views)):
         stop = start + len(features)
-        rows = features.reshape(-1, width).astype(np.float32)
+        # In float64, so that a film has these very logits wherever it is asked about again (heads.prediction).
+        rows = features.reshape(-1, width).astype(np.float64)
         for number, head in enumerate(heads):
-            every = logits(head.weights, rows).reshape(len(features), views, -1)
+            every = logits(head.weights, rows, np.float64).reshape(len(features), views, -1)
             clean[number, start:stop], mean[number, start:stop] = every[:, 0], every.mean(axis=1, dtype=np.float32)
         start = stop
     return list(zip(clean, mean, strict=True))

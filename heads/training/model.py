@@ -111,7 +111,7 @@ def logits(
         raise ValueError(f"logits: wanted features [N, {wanted}], got {list(features.shape)}")
     result = np.empty((len(features), weights.bias.size), dtype=np.float32)
     for start in range(0, len(features), CHUNK):
-        x: NDArray[np.floating] = features[start : start + CHUNK].astype(dtype)
+        x: NDArray[np.floating] = features[start : start + CHUNK].astype(dtype, copy=False)
         if (layer := weights.hidden) is not None:
             x = np.maximum(x @ layer.kernel + layer.bias, 0)
             scale = layer.gamma / np.sqrt(layer.running_var + np.float32(BATCHNORM_EPSILON))

@@ -55,8 +55,7 @@ def test_features_and_logits_of_an_image_of_the_data_set_are_those_that_store_an
     np.testing.assert_array_equal(np.stack([one.features for one in predictions if one.features is not None]), stored)
     wanted = kept.of("view_mean" if views > 1 else "clean")[number]
     found = np.stack([one.logits for one in predictions if one.logits is not None])
-    # A product of many rows at once may be summed in another order than one of 64.
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=4e-6 * np.abs(wanted).max())
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_an_ensembles_logits_are_those_that_its_row_was_chosen_by(place: Path, dataset: Path) -> None:
@@ -69,7 +68,7 @@ def test_an_ensembles_logits_are_those_that_its_row_was_chosen_by(place: Path, d
             predictions = list(predictor_of(model, views=views).stream(val_films(place)))
             found = np.stack([one.logits for one in predictions if one.logits is not None])
             wanted = row.val.logits[0] if kind == "clean" else row.val.logits_view_mean[0]
-            np.testing.assert_allclose(found, wanted, rtol=0, atol=4e-6 * np.abs(wanted).max())
+            np.testing.assert_array_equal(found, wanted)
 
 
 def test_probability_and_decision_are_by_temperature_and_threshold_of_val(place: Path, dataset: Path) -> None:
@@ -214,7 +213,7 @@ def test_real_films_get_the_features_of_the_store_and_the_logits_of_test(real_pl
     np.testing.assert_array_equal(np.stack([one.features for one in said if one.features is not None]), stored)
     wanted = kept.of("view_mean" if views > 1 else "clean")[0]
     found = np.stack([one.logits for one in said if one.logits is not None])
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=4e-6 * np.abs(wanted).max())
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_of_three_classes_the_likeliest_is_decided_and_there_is_no_threshold(phantoms: Path, tmp_path: Path) -> None:
