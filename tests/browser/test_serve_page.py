@@ -48,7 +48,7 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def send(page: Opened, film: Path) -> None:
     page.page.set_input_files("#file", film)
     page.page.wait_for_selector("#answer:not([hidden])")
-    page.page.wait_for_function("document.getElementById('overlay').naturalWidth > 0")
+    page.page.wait_for_function("() => document.getElementById('overlay').naturalWidth > 0")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -185,12 +185,12 @@ def test_another_model_after_a_restart_is_told_beside_its_answer_and_a_full_serv
         before = page.page.inner_text("#model")
         page.page.route("**/predict?**", lambda route: route.fulfill(status=503, json={"detail": "too many films"}))
         page.page.set_input_files("#file", film)
-        page.page.wait_for_function("document.getElementById('problem').textContent.includes('too many films')")
+        page.page.wait_for_function("() => document.getElementById('problem').textContent.includes('too many films')")
         page.page.unroute("**/predict?**")
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     page.page.set_input_files("#file", film)
-    page.page.wait_for_function("document.getElementById('problem').textContent === 'The server does not answer.'")
+    page.page.wait_for_function("() => document.getElementById('problem').textContent === 'The server does not answer.'")
     with running(place, "--head", "0", "--port", said["url"].rpartition(":")[2]) as (_, other):
         assert other["model"]["sha256"] != said["model"]["sha256"]
         send(page, film)
