@@ -190,7 +190,9 @@ def test_another_model_after_a_restart_is_told_beside_its_answer_and_a_full_serv
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     page.page.set_input_files("#file", film)
-    page.page.wait_for_function("() => document.getElementById('problem').textContent === 'The server does not answer.'")
+    page.page.wait_for_function(
+        "() => document.getElementById('problem').textContent === 'The server does not answer.'"
+    )
     with running(place, "--head", "0", "--port", said["url"].rpartition(":")[2]) as (_, other):
         assert other["model"]["sha256"] != said["model"]["sha256"]
         send(page, film)
