@@ -147,7 +147,11 @@ def _openvino_settings(precision: Precision, threads: int, streams: int) -> dict
     return {**settings, "NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads)}
 
 
-NO_MEMORY = re.compile(r"out of memory|bad_?alloc|bad allocation|can(no|')t allocate|not enough memory", re.IGNORECASE)
+NO_MEMORY = re.compile(
+    # A thread that cannot be started had no room for its stack.
+    r"out of memory|bad_?alloc|bad allocation|can(no|')t (allocate|start new thread)|not enough memory",
+    re.IGNORECASE,
+)
 """How torch, CUDA, oneDNN and OpenVINO say in words that memory is lacking; only some have a type for it."""
 
 
