@@ -99,8 +99,8 @@ def serving(flags: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], str]]
     ):
         try:
             while True:
-                said.seek(0)
-                text = said.read()
+                # At a place of its own: to seek would move where the child writes.
+                text = os.pread(said.fileno(), 2**16, 0).decode()
                 if text.endswith("}\n"):
                     break
                 if process.poll() is not None:
@@ -118,13 +118,11 @@ def predict_for(seconds: float, films: Sequence[Path], flags: argparse.Namespace
     """Predict films over and over for a while; print images, seconds and processor seconds as JSON."""
     from featcache.settings import load_settings
     from featcache.workspace import compute_of
-    from heads.prediction.asked import asked_model
-    from heads.prediction.networks import backbones_of
-    from heads.prediction.predictor import Predictor
+    from heads.prediction.asked import Asked, asked_predictor
 
     settings = load_settings({"data": flags.data, "cache": flags.cache})
-    model = asked_model(settings, run=flags.run, head=flags.head)
-    predictor = Predictor(model, backbones_of(model, settings), compute_of(settings))
+    asked = Asked(run=flags.run, head=flags.head)
+    predictor = asked_predictor(settings, asked, compute_of(settings), lambda _: None)
     with contextlib.closing(predictor.stream(itertools.cycle(films))) as stream:
         # What is under way when the clock starts, and what is left under way when it stops, are alike.
         for _ in itertools.islice(stream, 128):
@@ -195,6 +193,8 @@ def main() -> None:
             "second number of *cores* is the clients'."
         )
         write_section("serve", "Serving", [*describe(), "", how, "", *table, "", said])
+    if sum(one.load["unclean"] for one in rounds):
+        sys.exit("not every request was answered cleanly: see above")
 
 
 if __name__ == "__main__":

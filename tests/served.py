@@ -9,18 +9,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from test_cli import done, environment
 
 from cxr.serving.limits import Limits
-from cxr.serving.model_card import card_of_run
 from cxr.serving.service import Service
 from featcache.runtime import Compute
 from featcache.settings import load_settings
 from heads.prediction.from_run import chosen_row, model_of_row
 from heads.prediction.known_films import KnownFilms, Thumbnails
+from heads.prediction.look_at_test import measured_on_test
 from heads.prediction.networks import backbones_of
 from heads.prediction.predictor import Predictor
 from heads.prediction.saliency import Explainer
@@ -44,6 +45,7 @@ def make_service(place: Path, limits: Limits | None = None, *, head: int = 1, vi
     dataset, root = place / "cache" / "films", place / "films"
     row = chosen_row(dataset, head=head)
     model = model_of_row(dataset, row, root)
+    model = replace(model, measured=measured_on_test(row, model, root))
     networks, compute = backbones_of(model, load_settings()), Compute(device="cpu", threads=2, batch_size=4)
     return Service(
         Predictor(model, networks, compute, views=views),
@@ -52,7 +54,6 @@ def make_service(place: Path, limits: Limits | None = None, *, head: int = 1, vi
         explainer=Explainer(model, networks, compute),
         known=KnownFilms.of_run(dataset, model),
         thumbnails=Thumbnails(root),
-        card=card_of_run(row, model),
     )
 
 

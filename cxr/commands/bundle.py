@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,6 @@ from cxr.options import (
     TableFile,
 )
 from cxr.terminal import note, show
-from featcache.errors import UsageError
 from featcache.settings import load_settings
 
 
@@ -46,26 +46,24 @@ def bundle(
     """Write a head with all that it needs, and a model card, to a folder that can be handed on."""
     settings = load_settings({"data": data, "table": table, "cache": cache, "select": select}, config)
     from featcache.workspace import dataset_folder, films_folder
-    from heads.prediction.asked import chosen_by
+    from heads.prediction.asked import Asked, asked_row
     from heads.prediction.bundle import write_bundle
-    from heads.prediction.card import card_of, look_at_test
-    from heads.prediction.from_run import chosen_row, model_of_row
+    from heads.prediction.card import card_of
+    from heads.prediction.from_run import model_of_row
+    from heads.prediction.look_at_test import look_at_test
     from heads.prediction.networks import backbones_of
 
-    dataset, root = dataset_folder(settings), films_folder(settings)
-    if head is not None and row is not None:
-        raise UsageError("--head and --row each name what is asked: give one of them")
-    rules = chosen_by(operating_point)
-    chosen = chosen_row(dataset, run, head=head, row=row, rule=settings.select, operating_rules=rules)
-    model = model_of_row(dataset, chosen, root, note)
+    asked, root = Asked(run=run, head=head, row=row, operating_rule=operating_point), films_folder(settings)
+    chosen = asked_row(settings, asked)
+    model = model_of_row(dataset_folder(settings), chosen, root, note)
     if operating_point is not None:
         model = model.led_by(operating_point)
     for line in model.notes:
         note(line)
     networks = backbones_of(model, settings, weights or ()) if include_weights else None
-    tested, by_hand = look_at_test(chosen, model, root), head is not None or row is not None
-    card = card_of(model, chosen, tested, licence, by_hand=by_hand)
-    digest = write_bundle(folder, model, card, networks)
+    tested = look_at_test(chosen, model, root)
+    card = card_of(model, chosen, tested, licence, by_hand=asked.by_hand)
+    digest = write_bundle(folder, dataclasses.replace(model, measured=tested.measured), card, networks)
     said = {"bundle": str(folder), "sha256": digest, "name": model.name, "run": model.provenance["run"]}
     words = f"{model.name} ({model.origin}) in {folder}; SHA-256 over all of it {digest}"
     show(as_json, {**said, "fingerprint": model.fingerprint, "weights": include_weights}, [words])

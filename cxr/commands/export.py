@@ -42,11 +42,12 @@ def export(
 ) -> None:
     """Write network and head as one graph, which is compared with torch first; what it wants is in its metadata."""
     settings = load_settings({"data": data, "table": table, "cache": cache, "select": select}, config)
-    from heads.prediction.asked import asked_model
+    from heads.prediction.asked import Asked, asked_model
     from heads.prediction.networks import backbones_of
     from heads.prediction.onnx_export import export_onnx
 
-    model = asked_model(settings, bundle=bundle, code=backbone or (), run=run, head=head, row=row, tell=note)
+    asked = Asked(bundle=bundle, code=tuple(backbone or ()), run=run, head=head, row=row)
+    model = asked_model(settings, asked, note)
     written = export_onnx(onnx, model, backbones_of(model, settings, weights or ()))
     sides = {name: one["image_size"] for name, one in written["inputs"].items()}
     inputs = ", ".join(f"{name} [N, 3, {side}, {side}]" for name, side in sides.items())

@@ -67,26 +67,23 @@ def predict(
     from featcache.film_paths import film_paths
     from featcache.workspace import compute_of, films_folder
     from heads.prediction.answers import Tally, as_text, who_says
-    from heads.prediction.asked import asked_model, asked_views
-    from heads.prediction.networks import backbones_of
-    from heads.prediction.predictor import Predictor
+    from heads.prediction.asked import Asked, asked_predictor
 
     root = films_folder(settings)
     total = sum(1 for _ in film_paths(paths, root))
-    model = asked_model(
-        settings,
+    asked = Asked(
         bundle=bundle,
-        code=backbone or (),
+        code=tuple(backbone or ()),
         run=run,
         head=head,
         row=row,
         operating_rule=operating_point,
-        tell=note,
+        views=views,
+        view_mean=view_mean,
+        weights=tuple(weights or ()),
     )
-    count = asked_views(model, views, view_mean=view_mean, tell=note)
-    networks = backbones_of(model, settings, weights or ())
-    predictor = Predictor(model, networks, compute_of(settings), rule=operating_point, views=count)
-    for line in who_says(model, predictor):
+    predictor = asked_predictor(settings, asked, compute_of(settings), note)
+    for line in who_says(predictor):
         note(line)
     tally, started = Tally(), time.perf_counter()
     with (

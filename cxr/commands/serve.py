@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,12 +31,8 @@ from featcache.settings import Settings, load_settings, usable_cores
 
 if TYPE_CHECKING:
     from cxr.serving.limits import Limits
-    from cxr.serving.model_card import ModelCard
-    from featcache.backbones import Backbone
-    from featcache.runtime import Compute
-    from heads.prediction.known_films import KnownFilms
-    from heads.prediction.model import Model
-    from heads.prediction.saliency import Explainer
+    from cxr.serving.service import Service
+    from heads.prediction.asked import Asked
 
 LEAST_TOKEN = 16
 TOKEN = re.compile(rf"[\x21-\x7e]{{{LEAST_TOKEN},}}")
@@ -99,42 +94,20 @@ def serve(
     with bind(host, port) as bound:
         from cxr.serving.app import build_app
         from cxr.serving.guard import LOOPBACK
-        from cxr.serving.service import Service
-        from featcache.workspace import compute_of, films_folder
-        from heads.prediction.asked import asked_model, asked_views
-        from heads.prediction.known_films import Thumbnails
-        from heads.prediction.networks import backbones_of
-        from heads.prediction.predictor import Predictor
+        from heads.prediction.asked import Asked
 
-        model = asked_model(
-            settings,
+        asked = Asked(
             bundle=bundle,
-            code=backbone or (),
+            code=tuple(backbone or ()),
             run=run,
             head=head,
             row=row,
             operating_rule=operating_point,
-            tell=note,
+            views=views,
+            view_mean=view_mean,
+            weights=tuple(weights or ()),
         )
-        count = asked_views(model, views, view_mean=view_mean, tell=note)
-        networks, compute = backbones_of(model, settings, weights or ()), compute_of(settings)
-        predictor = Predictor(model, networks, compute, rule=operating_point, views=count)
-        root = films_folder(settings)
-        point, clean = predictor.point, predictor.kind == "clean"
-        rule = point.rule if clean and point is not None and point.split else None
-        known, card = _known(settings, model, bundle, run, head, row, root, rule)
-        if not clean:
-            note_of_views = f"Answers average {count} views of a film; the figures are of its clean view alone."
-            card = dataclasses.replace(card, notes=(*card.notes, note_of_views))
-        service = Service(
-            predictor,
-            limits,
-            decoders=settings.threads or max(2, usable_cores()),
-            explainer=_explainer(model, networks, compute),
-            known=known,
-            thumbnails=None if root is None else Thumbnails(root),
-            card=card,
-        )
+        service = _service(settings, asked, limits)
         # On loopback by whichever of its names; elsewhere the token tells whom it may answer.
         names = (*LOOPBACK, f"[{host}]" if ":" in host else host.lower()) if is_loopback(host) else None
         app = build_app(service, token=token or None, hosts=names, public_name=public_name)
@@ -143,17 +116,48 @@ def serve(
             url, name = url_of(bound), service.name
             if as_json:
                 print_json({"url": url, "model": name.model_dump(), "limits": dataclasses.asdict(limits)})
-            note(f"{name.name} ({model.origin}): {url} (Ctrl-C stops)")
+            note(f"{name.name} ({service.predictor.model.origin}): {url} (Ctrl-C stops)")
             if not is_loopback(host):
                 note("films and the token travel in clear: put a proxy with TLS in front (docs/serving.md)")
             note(name.research_use)
 
         ended = answer(app, bound, drain=limits.timeout, on_start=tell)
-    note(f"stopped: {service.answered} films were answered")
+    films = "1 film was" if service.answered == 1 else f"{service.answered} films were"
+    note(f"stopped: {films} answered")
     if ended.cut_off:
         note(f"cut off after {limits.timeout:g} s, unanswered or unread: {ended.cut_off} connections")
     if not ended.whole:
         raise KeyboardInterrupt
+
+
+def _service(settings: Settings, asked: Asked, limits: Limits) -> Service:
+    """The model, with whatever is at hand of evidence, known films and their pictures."""
+    from cxr.serving.service import Service
+    from featcache.workspace import compute_of, dataset_folder, films_folder
+    from heads.prediction.asked import asked_predictor
+    from heads.prediction.known_films import KnownFilms, Thumbnails
+    from heads.prediction.look_at_test import measured_on_test
+    from heads.prediction.saliency import Explainer
+
+    compute, root = compute_of(settings), films_folder(settings)
+    predictor = asked_predictor(settings, asked, compute, note, measure=measured_on_test)
+    try:
+        explainer = Explainer(predictor.model, predictor.backbones, compute)
+    except BackboneError as error:
+        note(f"no saliency maps: {error}")
+        explainer = None
+    # A bundle does not hold the films that its heads were fitted on.
+    known = KnownFilms.of_run(dataset_folder(settings), predictor.model) if asked.bundle is None else None
+    if known is None and asked.bundle is None:
+        note("no nearest known cases: the films that the head was fitted on are more than memory is meant for")
+    return Service(
+        predictor,
+        limits,
+        decoders=settings.threads or max(2, usable_cores()),
+        explainer=explainer,
+        known=known,
+        thumbnails=None if root is None else Thumbnails(root),
+    )
 
 
 def _limits(max_bytes: str, max_pixels: int, queue: int, timeout: float) -> Limits:
@@ -171,36 +175,3 @@ def _limits(max_bytes: str, max_pixels: int, queue: int, timeout: float) -> Limi
         raise UsageError(
             f"--max-bytes {max_bytes}, --max-pixels {max_pixels}, --timeout {timeout:g}: {error}"
         ) from error
-
-
-def _known(
-    settings: Settings,
-    model: Model,
-    bundle: Path | None,
-    run: str | None,
-    head: int | None,
-    row: str | None,
-    root: Path | None,
-    operating_rule: str | None,
-) -> tuple[KnownFilms | None, ModelCard]:
-    """The films to look for neighbours in, which a bundle does not hold, and the model's figures."""
-    from cxr.serving.model_card import card_of_bundle, card_of_run
-    from featcache.workspace import dataset_folder
-    from heads.prediction.from_run import chosen_row
-    from heads.prediction.known_films import KnownFilms
-
-    if bundle is not None:
-        return None, card_of_bundle(bundle)
-    dataset = dataset_folder(settings)
-    chosen = chosen_row(dataset, run, head=head, row=row, rule=settings.select)
-    return KnownFilms.of_run(dataset, model), card_of_run(chosen, model, root, rule=operating_rule)
-
-
-def _explainer(model: Model, networks: list[Backbone], compute: Compute) -> Explainer | None:
-    from heads.prediction.saliency import Explainer
-
-    try:
-        return Explainer(model, networks, compute)
-    except BackboneError as error:
-        note(f"no saliency maps: {error}")
-        return None

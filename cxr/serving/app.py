@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from cxr.serving.answers import RESEARCH_ONLY, Health, ModelAnswer, PredictionsAnswer
 from cxr.serving.guard import LOOPBACK, Guard, log, where_and_what
+from cxr.serving.metrics import WENT_AWAY
 from cxr.serving.problems import Overloaded, Problem, ProblemAnswer, declared
 from cxr.serving.service import Service
 from cxr.serving.uploads import CLOSE, FORM, RAW, read_upload
@@ -134,14 +135,14 @@ async def _while_there(request: Request, answering: Coroutine[Any, Any, T]) -> T
     """Wait for an answer as long as there is somebody to hear it.
 
     Raises:
-        Problem: 400, which nobody hears, where the client went away; what had not begun is left undone.
+        Problem: 499, which nobody hears, where the client went away; what had not begun is left undone.
     """
     answer, gone = asyncio.ensure_future(answering), asyncio.ensure_future(request.receive())
     try:
         # All of the body has been read: what comes now is the end of the connection.
         await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
-            raise Problem(400, "the connection ended before the answer", CLOSE)
+            raise Problem(WENT_AWAY, "the connection ended before the answer", CLOSE)
         return answer.result()
     finally:
         gone.cancel()
@@ -158,6 +159,9 @@ def _add_watching(app: FastAPI, service: Service, token: str | None) -> None:
         if not service.ready.is_set():
             raise Overloaded("the network has not run yet")
         return Response(Health(status="ready").model_dump_json(), media_type="application/json")
+
+    # What some proxies ask; the answer's body is the server's to leave out.
+    app.add_api_route("/healthz", healthz, methods=["HEAD"], include_in_schema=False)
 
     @app.get(
         "/model",
@@ -187,7 +191,7 @@ def _add_page(app: FastAPI) -> None:
         if path.name.rpartition(".")[2] in MEDIA_TYPES
     }
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:
         return Response(files["page.html"][0], media_type="text/html")
 

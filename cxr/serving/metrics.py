@@ -7,6 +7,9 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0 as CONTENT_TYPE
 
+WENT_AWAY = 499
+"""What proxies call a request whose client did not wait; no standard has a status for what nobody hears."""
+
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 FILMS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -31,7 +34,8 @@ class Metrics:
         )
         self.seconds = Histogram(
             "cxr_request_seconds",
-            "Seconds from a request's headers to its answer.",
+            "Seconds from a request's headers to its answer, by its HTTP status.",
+            ["status"],
             buckets=SECONDS,
             registry=self.registry,
         )
@@ -43,9 +47,10 @@ class Metrics:
         waiting.set_function(queue_length)
 
     def answered(self, status: int, seconds: float) -> None:
-        """Count one request for a prediction."""
-        self.requests.labels(str(status)).inc()
-        self.seconds.observe(seconds)
+        """Count one request for a prediction; without a status (0) nobody was there to hear one."""
+        label = str(status or WENT_AWAY)
+        self.requests.labels(label).inc()
+        self.seconds.labels(label).observe(seconds)
 
     def exposition(self) -> bytes:
         """The figures as Prometheus reads them."""

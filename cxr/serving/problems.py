@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from http.client import responses
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -42,7 +43,8 @@ class Problem(Exception):  # noqa: N818 - it is RFC 9457's word
     @property
     def answer(self) -> ProblemAnswer:
         """What is sent."""
-        return ProblemAnswer(title=HTTPStatus(self.status).phrase, status=self.status, detail=self.detail)
+        # 499 is no standard's, and nobody hears it.
+        return ProblemAnswer(title=responses.get(self.status, ""), status=self.status, detail=self.detail)
 
     @property
     def response(self) -> Response:

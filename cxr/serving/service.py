@@ -25,7 +25,7 @@ from cxr.serving.answers import (
 from cxr.serving.batching import MicroBatcher
 from cxr.serving.limits import Limits
 from cxr.serving.metrics import Metrics
-from cxr.serving.model_card import ModelCard, model_sha256
+from cxr.serving.model_card import card_of, model_sha256
 from cxr.serving.pictures import Explanation, data_uri, draw
 from cxr.serving.problems import Problem
 from cxr.serving.uploads import Admission
@@ -47,7 +47,6 @@ class Service:
         explainer: makes saliency maps; None where the networks have none.
         known: the films to look for neighbours in, where they are known.
         thumbnails: their pictures, where the data set is at hand.
-        card: what is told of the model beside its answers.
 
     Attributes:
         ready: whether the network has answered once.
@@ -63,11 +62,10 @@ class Service:
         explainer: Explainer | None = None,
         known: KnownFilms | None = None,
         thumbnails: Thumbnails | None = None,
-        card: ModelCard | None = None,
     ) -> None:
         self.predictor, self.limits = predictor, limits
         self.explainer, self.known, self.thumbnails = explainer, known, thumbnails
-        self.card = card or ModelCard()
+        self.card = card_of(predictor.model, predictor.kind, predictor.point)
         self.admission = Admission(limits, lambda: self.batcher.given_up())
         self.metrics = Metrics(lambda: self.admission.films)
         self.batcher = MicroBatcher(predictor, limits, decoders=decoders, on_batch=self.metrics.batches.observe)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from featcache.errors import printable
-from heads.prediction.model import Model
 from heads.prediction.predictor import Prediction, Predictor
 from heads.statistics.operating_point import OperatingPoint
 
@@ -74,9 +73,10 @@ class Tally:
         return f"{self.files} {'file' if self.files == 1 else 'files'}: {', '.join(said)}"
 
 
-def who_says(model: Model, predictor: Predictor) -> list[str]:
+def who_says(predictor: Predictor) -> list[str]:
     """Which head answers, and how its decisions are made, a line each."""
-    chosen, point = model.choices[predictor.kind], predictor.point
+    model, point = predictor.model, predictor.point
+    chosen = model.choices[predictor.kind]
     lines = [f"by {model.name} ({model.origin}), temperature {chosen.temperature:.2f} (fitted on val)"]
     if point is not None:
         lines.append(f"{model.classes[model.positive]} {_from(point, chosen.scaled(point.threshold))}")

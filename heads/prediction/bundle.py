@@ -109,6 +109,7 @@ def write_bundle(folder: Path, model: Model, card: str, backbones: Sequence[Back
             )
             for kind, chosen in model.choices.items()
         },
+        measured=model.measured,
         provenance=dict(model.provenance),
         files={name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     )
@@ -179,6 +180,7 @@ def load_bundle(folder: Path, *, code: Sequence[str] = ()) -> Model:
         notes=() if DISTANCE_NAME in contents else ("the bundle does not know how far films lie from train",),
         provenance=manifest.provenance,
         bundle=manifest.sha256,
+        measured=manifest.measured,
     )
 
 

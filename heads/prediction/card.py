@@ -1,100 +1,28 @@
 """The model card of a bundle: what it is for, what it was made of, how good it is and where it ends.
 
-Its form is that of Hugging Face's cards: YAML in front, Markdown below. Its figures are of test, with intervals: they
-are read once the row is chosen and finished, as a report does.
+Its form is that of Hugging Face's cards: YAML in front, Markdown below. Its figures are of test, with intervals.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
-import numpy as np
-
-from featcache.errors import UnreadableImageError
-from featcache.outlines import outlines_of
 from featcache.spec import packages_of
-from featcache.store import open_store
-from heads.choosing.decision import Decision
 from heads.choosing.rows import Row
-from heads.experiments.split_logits import SplitLogits
+from heads.prediction.look_at_test import Tested
 from heads.prediction.model import Model
-from heads.prediction.reference import table_of
-from heads.reporting.figures import DECIDED, Figures, figures_of
-from heads.reporting.sealed import open_test
-from heads.statistics.intervals import Interval, Resamples
-from heads.statistics.metrics import evaluate
+from heads.reporting.figures import DECIDED
+from heads.statistics.intervals import Interval
 
-METRICS = {"accuracy": "accuracy", "auc": "roc_auc", "sensitivity": "recall", "specificity": "specificity", "f1": "f1"}
+HUB_NAMES = {
+    "accuracy": "accuracy",
+    "auc": "roc_auc",
+    "sensitivity": "recall",
+    "specificity": "specificity",
+    "f1": "f1",
+}
 """Our figures by what the hub calls them."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Tested:
-    """What test says of a finished model.
-
-    Attributes:
-        figures: of the clean view.
-        n: images.
-        patients: they are of so many.
-        flagged: share of the images that the distance flags; None where it is not known.
-    """
-
-    figures: Figures
-    n: int
-    patients: int
-    flagged: float | None
-
-
-def look_at_test(row: Row, model: Model, root: Path | None = None) -> Tested:
-    """Open test for a row that is chosen.
-
-    Args:
-        row: of ``from_run.chosen_row``.
-        model: of that row.
-        root: the data set's folder, whose files the distance looks at.
-
-    Raises:
-        RunError: the logits of test are missing or damaged.
-        StoreError: a store is damaged.
-    """
-    rules = tuple(row.choices["clean"].operating_points)
-    decision = Decision(dataset=model.dataset, rule="clean", operating_rules=rules, rows=(row,), notes=())
-    (test,) = open_test(decision)
-    logits, positive = test.of("clean"), row.run.positive
-    figures = figures_of(
-        test,
-        logits,
-        tuple(evaluate(one, test.label, positive) for one in logits),
-        Resamples(test.label == positive, test.patient),
-        positive=positive,
-        best=0,
-        temperature=row.choices["clean"].temperature,
-        points=row.choices["clean"].operating_points,
-    )
-    patients = len(set(test.patient_id))
-    return Tested(figures=figures, n=len(test.label), patients=patients, flagged=_flagged(row, test, model, root))
-
-
-def _flagged(row: Row, test: SplitLogits, model: Model, root: Path | None) -> float | None:
-    """The share of test that is flagged, by what the distance was fitted with."""
-    if model.distance is None:
-        return None
-    stores = [open_store(source.path) for source in model.sources]
-    if table_of(row.run, stores) is None:
-        return None
-    features = np.concatenate([store.features(test.image_id) for store in stores], axis=1)
-    outlines = None
-    if len(model.distance.outline):
-        if root is None:
-            return None
-        try:
-            outlines = outlines_of(stores[0].image_table, stores[0].rows(test.image_id), root, stores[0].spec)
-        except UnreadableImageError:
-            return None
-    return float(model.distance.flagged(features, outlines).mean())
 
 
 USE = """## How to use it
@@ -164,7 +92,7 @@ def card_of(model: Model, row: Row, test: Tested, licence: str = "unknown", *, b
 
 def _front(model: Model, test: Tested, licence: str) -> str:
     """YAML whose strings are JSON's, which YAML reads too."""
-    figures = {name: test.figures.interval(name) for name in METRICS}
+    figures = {name: test.figures.interval(name) for name in HUB_NAMES}
     lines = [f"license: {json.dumps(licence)}", "library_name: cxr", "pipeline_tag: image-classification", "tags:"]
     lines += ["- chest-x-ray", "- medical-imaging", "- frozen-backbone", "- research-use-only", "model-index:"]
     lines += [f"- name: {json.dumps(model.name)}", "  results:", "  - task:", "      type: image-classification"]
@@ -175,7 +103,7 @@ def _front(model: Model, test: Tested, licence: str) -> str:
             said = f"{name} at threshold 0.5, 95 % interval {interval.low:.4f} to {interval.high:.4f}"
             said = said.replace(" at threshold 0.5", "") if name == "auc" else said
             lines += [
-                f"    - type: {METRICS[name]}",
+                f"    - type: {HUB_NAMES[name]}",
                 f"      value: {interval.value:.4f}",
                 f"      name: {json.dumps(said)}",
             ]
@@ -216,7 +144,8 @@ def _figures(model: Model, test: Tested) -> str:
     figures = test.figures
     before, after, temperature = figures.calibration, figures.scaled, model.choices["clean"].temperature
     lines = ["## Figures", ""]
-    lines += [f"On test, {test.n} images of {test.patients} patients, clean view; 95 % intervals by patient.", ""]
+    n, patients = test.measured.n, test.measured.patients
+    lines += [f"On test, {n} images of {patients} patients, clean view; 95 % intervals by patient.", ""]
     if len(model.classes) == 2:
         lines += ["| decided at | threshold | accuracy | sensitivity | specificity | F1 |"]
         lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
@@ -239,7 +168,8 @@ def _trust(model: Model, test: Tested) -> str:
     title = "## When not to trust an answer\n\n"
     if model.distance is None:
         return f"{title}This bundle cannot tell how far a film lies from those that it was fitted on."
-    share = "" if test.flagged is None else f" Of the test images it flags {100 * test.flagged:.1f} %."
+    flagged = test.measured.flagged
+    share = "" if flagged is None else f" Of the test images it flags {100 * flagged:.1f} %."
     blind = "" if len(model.distance.outline) else " It goes by features alone, which hardly know a negative."
     return title + TRUST.format(limit=model.distance.limit, share=share, blind=blind)
 
@@ -247,7 +177,7 @@ def _trust(model: Model, test: Tested) -> str:
 def _limits(model: Model, row: Row, test: Tested) -> str:
     lines = [
         "One data set: what it says of films from elsewhere is not known.",
-        f"{test.n} test images know an accuracy only to a few points; the intervals say how many.",
+        f"{test.measured.n} test images know an accuracy only to a few points; the intervals say how many.",
         "Test may differ from train in more than the patients, and val then flatters: compare the two in the report.",
         "Text and markers burnt into a film are seen as part of it, and may be what was learnt.",
     ]

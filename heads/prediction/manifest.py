@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from featcache.errors import BundleError, StoreError, is_printable, printable
 from featcache.spec import FeatureSpec
 from heads.experiments.split_logits import KINDS, Kind
+from heads.prediction.measured import Measured
 
 FORMAT = "cxr-bundle"
 FORMAT_VERSION = 1
@@ -100,6 +101,7 @@ class Manifest:
         sources: the networks.
         members: the heads.
         choices: by kind of logits.
+        measured: what test said of it; None where it was not asked.
         provenance: what it came from, for a person.
         files: SHA-256 of each other file of the folder, as hex, by name.
     """
@@ -116,6 +118,7 @@ class Manifest:
     sources: tuple[SourceEntry, ...]
     members: tuple[MemberEntry, ...]
     choices: dict[Kind, ChoicesEntry]
+    measured: Measured | None
     provenance: dict[str, str]
     files: dict[str, str]
 
@@ -170,6 +173,8 @@ class Manifest:
         scales = [scale for member in self.members for scale in member.scale.values()]
         points = [point for one in self.choices.values() for point in one.operating_points]
         texts = [self.name, self.dataset, *self.classes, *(text for one in points for text in (one.rule, one.split))]
+        told = {} if self.measured is None else self.measured.figures
+        texts += [one.rule for of_kind in told.values() for one in of_kind]
         remarks = [*self.provenance, *self.provenance.values()]
         low, high = SIDES
         faults = {
@@ -199,6 +204,7 @@ class Manifest:
             or not all(math.isfinite(one.temperature) and one.temperature > 0 for one in self.choices.values())
             or not all(math.isfinite(point.threshold) for point in points)
             or (len(self.classes) != 2 and bool(points)),
+            "its figures": self.measured is not None and self.measured.wrong,
         }
         return ", ".join(name for name, wrong in faults.items() if wrong)
 

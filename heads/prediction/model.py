@@ -19,6 +19,7 @@ from featcache.joined import JOINT
 from featcache.spec import FeatureSpec
 from heads.experiments.split_logits import Kind
 from heads.prediction.distance import DistanceReference
+from heads.prediction.measured import Measured
 from heads.statistics.metrics import probabilities
 from heads.statistics.operating_point import OperatingPoint
 from heads.training.model import HeadWeights, logits
@@ -110,6 +111,7 @@ class Model:
         provenance: run, heads, versions: what it came from, for a person.
         notes: what a user must know.
         bundle: the hash that names the bundle it came from; empty where it came from a run.
+        measured: what test says of it; None where test was not opened.
     """
 
     name: str
@@ -124,6 +126,7 @@ class Model:
     provenance: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     bundle: str = ""
+    measured: Measured | None = None
 
     @property
     def origin(self) -> str:

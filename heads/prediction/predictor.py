@@ -78,6 +78,7 @@ class Predictor:
         views: how many views' logits are averaged; 1 asks the clean view alone.
 
     Attributes:
+        backbones: as given.
         point: the operating point; None for more than two classes.
 
     Raises:
@@ -97,7 +98,7 @@ class Predictor:
         if views < 1:
             raise ValueError(f"Predictor: wanted one view or more, got {views}")
         _require_fit(model, [backbone.dim for backbone in backbones])
-        self.model, self.views = model, views
+        self.model, self.backbones, self.views = model, backbones, views
         self.kind: Kind = "view_mean" if views > 1 else "clean"
         self.point = model.point(self.kind, rule)
         self.encoder = Encoder(model.sources, backbones, compute)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,14 @@ from served import films_of, make_service
 from starlette.testclient import TestClient
 
 from cxr.serving.app import build_app
-from cxr.serving.model_card import card_of_bundle, card_of_run
+from cxr.serving.model_card import card_of
 from cxr.serving.service import Service
-from featcache.errors import RunError
 from featcache.named_images import find_images
 from featcache.store import open_store
+from heads.experiments.split_logits import KINDS, Kind
 from heads.known_cases.neighbours import neighbours, use_of
-from heads.prediction.card import look_at_test
 from heads.prediction.from_run import chosen_row, model_of_row
-from heads.prediction.manifest import CARD_NAME
+from heads.prediction.look_at_test import measured_on_test
 from heads.prediction.predictor import ImageFile
 from heads.reporting.report import build_report
 
@@ -183,37 +183,32 @@ def test_the_model_is_told_with_the_figures_of_the_report(client: TestClient, pl
     report = build_report(place / "cache" / "films").to_json()
     (row,) = [one for one in report["rows"] if one["head"]["hidden"] == 8]
     figures = {one["name"]: one for one in told["figures"]}
-    assert len(figures) == 5
+    assert len(figures) == 5 + 4
     for name, wanted in (("test AUC", "auc"), ("test sensitivity at threshold 0.5", "sensitivity")):
         assert figures[name] == {"name": name, **row["test"][wanted]}
 
 
-def test_figures_at_the_threshold_that_decides_and_how_often_test_is_flagged_are_told(place: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_figures_are_of_the_threshold_and_the_views_that_decide_and_test_flagged_is_told(
+    place: Path, kind: Kind
+) -> None:
     dataset, root = place / "cache" / "films", place / "films"
     row = chosen_row(dataset, head=1)
     model = model_of_row(dataset, row, root)
-    tested = look_at_test(row, model, root)
-    card = card_of_run(row, model, root, rule="youden")
+    measured = measured_on_test(row, model, root)
+    card = card_of(replace(model, measured=measured), kind, model.point(kind, "youden"))
     told = {one.name: one for one in card.figures}
-    wanted = tested.figures.interval("sensitivity", "youden")
-    assert wanted is not None
-    found = told["test sensitivity at youden's threshold"]
-    assert (found.value, found.low, found.high) == (wanted.value, wanted.low, wanted.high)
-    assert len(told) == 9
-    assert tested.flagged is not None
-    assert f"Of the test films {100 * tested.flagged:.1f} % are flagged" in card.notes[1]
+    (report,) = [one for one in build_report(dataset).rows if one.row.records[0].config.hidden == 8]
+    for name, rule in (("sensitivity", "youden"), ("specificity", None)):
+        wanted = report.test[kind].interval(name, rule)
+        assert wanted is not None
+        found = told[f"test {name} at {'youden' + chr(39) + 's threshold' if rule else 'threshold 0.5'}"]
+        assert (found.value, found.low, found.high) == (wanted.value, wanted.low, wanted.high)
+    assert len(told) == 5 + 4
+    assert measured.flagged is not None
+    assert ("mean over 3 views" in card.notes[0]) == (kind == "view_mean")
+    assert f"Of the test films {100 * measured.flagged:.1f} % are flagged" in card.notes[1]
     assert "another hospital" in card.notes[2]
-
-
-def test_a_bundles_card_whose_figures_are_not_understood_is_told(tmp_path: Path) -> None:
-    line = '      value: 0.9000\n      name: "auc, 95 % interval 0.8000 to 0.9500"\n'
-    card = tmp_path / CARD_NAME
-    card.write_text(f"---\n{line}\n---\ntext of a 95 % interval", encoding="utf-8")
-    (found,) = card_of_bundle(tmp_path).figures
-    assert (found.name, found.value, found.low, found.high) == ("test AUC", 0.9, 0.8, 0.95)
-    card.write_text(f"---\n{line}{line.replace('      ', '        ')}\n---\n", encoding="utf-8")
-    with pytest.raises(RunError, match="bundle the model again"):
-        card_of_bundle(tmp_path)
 
 
 def test_a_model_without_a_map_of_places_says_so_and_answers_all_else(place: Path, films: list[bytes]) -> None:
@@ -238,5 +233,5 @@ def test_metrics_count_what_was_answered_and_how_full_batches_were(place: Path, 
     assert lines['cxr_requests_total{status="415"}'] == "1.0"
     assert lines["cxr_images_total"] == "5.0"
     assert lines["cxr_batch_images_sum"] == "5.0"
-    assert lines["cxr_request_seconds_count"] == "6.0"
+    assert lines['cxr_request_seconds_count{status="200"}'] == "5.0"
     assert lines["cxr_queue_images"] == "0.0"

@@ -412,7 +412,7 @@ def test_who_goes_away_frees_his_place_and_costs_the_network_nothing(place: Path
         first = [asyncio.wrap_future(service.batcher.submit(films[0])) for _ in range(8)]
         await asyncio.to_thread(blocked.running.wait)
         statuses, _ = await _ask_by_hand(service, [films[0]], gone_after=0.2)
-        assert statuses == [400]
+        assert statuses == [499]
         assert service.admission.films == 0
         blocked.go.set()
         await asyncio.gather(*first)

@@ -10,11 +10,19 @@ export function element(tag, attributes = {}, ...children) {
 }
 
 // Never 0 or 100 %: no model is that sure of anything.
-export function percent(probability) {
+export function percent(probability, digits = 1) {
   const value = 100 * probability;
-  if (value < 0.1) return "< 0.1 %";
-  if (value > 99.9) return "> 99.9 %";
-  return `${value.toFixed(1)} %`;
+  const least = 10 ** -digits;
+  if (value < least) return `< ${least.toFixed(digits)} %`;
+  if (value > 100 - least) return `> ${(100 - least).toFixed(digits)} %`;
+  return `${value.toFixed(digits)} %`;
+}
+
+// As many digits as tell the two apart, so that a decision never seems to contradict them.
+function digitsApart(probability, threshold) {
+  let digits = 1;
+  while (digits < 6 && percent(probability, digits) === percent(threshold, digits)) digits += 1;
+  return digits;
 }
 
 function list(id, facts) {
@@ -106,7 +114,8 @@ function showFilm(said, model, file) {
 
 function showProbability(said, model) {
   const point = model.operating_point;
-  place("probability").replaceChildren(percent(said.probability), " ", element("small", {}, `probability of ${model.positive}`));
+  const digits = point === null ? 1 : digitsApart(said.probability, point.threshold);
+  place("probability").replaceChildren(percent(said.probability, digits), " ", element("small", {}, `probability of ${model.positive}`));
   place("mark-probability").style.width = `${100 * said.probability}%`;
   place("mark-threshold").hidden = point === null;
   if (point !== null) place("mark-threshold").style.left = `calc(${100 * Math.min(point.threshold, 1)}% - 1px)`;
@@ -119,7 +128,7 @@ function showProbability(said, model) {
   place("threshold").textContent =
     point === null
       ? `The class of the highest probability: ${model.classes.map((name) => `${name} ${percent(said.probabilities[name])}`).join(", ")}.`
-      : `${model.positive} is decided from ${percent(point.threshold)} on: ${nameOf(point)}.`;
+      : `${model.positive} is decided from ${percent(point.threshold, digits)} on: ${nameOf(point)}.`;
 }
 
 function showCases(neighbours) {

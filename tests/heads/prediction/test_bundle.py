@@ -30,6 +30,7 @@ from heads.choosing.decision import decide
 from heads.prediction.bundle import load_bundle, write_bundle
 from heads.prediction.from_run import model_of_run
 from heads.prediction.manifest import MANIFEST_NAME, Manifest
+from heads.prediction.measured import Measured
 from heads.prediction.model import Model
 from heads.prediction.networks import backbones_of
 from heads.prediction.predictor import Predictor
@@ -236,6 +237,24 @@ def test_numbers_and_names_that_cannot_be_are_refused_though_every_hash_is_right
     wrong("its choices", choices=with_choice(temperature=float("inf")))
     wrong("its choices", choices=with_choice(operating_points=(replace(point, threshold=float("nan")),)))
     wrong("its choices", choices={"clean": clean})
+    measured = manifest.measured
+    assert measured is not None
+    figure = measured.figures["clean"][0]
+
+    def with_figure(**changes: Any) -> Measured:
+        return replace(measured, figures={**measured.figures, "clean": (replace(figure, **changes),)})
+
+    for changed in (
+        with_figure(value=1.5),
+        with_figure(low=-0.1),
+        with_figure(high=float("nan")),
+        with_figure(name="wonder"),
+        replace(measured, patients=0),
+        replace(measured, patients=measured.n + 1),
+        replace(measured, flagged=2.0),
+        replace(measured, figures={"clean": (figure,)}),
+    ):
+        wrong("its figures", measured=changed)
     spec = source.parsed
     for parsed in (
         replace(spec, image_size=10**6),
@@ -313,7 +332,11 @@ def test_words_that_would_rule_a_terminal_are_refused_though_every_hash_is_right
     manifest = Manifest.from_bytes((copy / MANIFEST_NAME).read_bytes(), "")
     clean = manifest.choices["clean"]
     point = replace(clean.operating_points[0], rule=odd)
+    measured = manifest.measured
+    assert measured is not None
+    told = {**measured.figures, "clean": (replace(measured.figures["clean"][0], rule=odd),)}
     changes: list[dict[str, Any]] = [
+        {"measured": replace(measured, figures=told)},
         {"name": odd},
         {"dataset": odd},
         {"classes": ("NORMAL", odd)},
@@ -442,6 +465,13 @@ def test_the_card_is_one_that_the_hub_reads_and_its_figures_are_the_reports(plac
     assert said["fingerprint"] in text
     model = load_bundle(tmp_path / "model", code=BACKBONES)
     assert said["sha256"] == model.bundle
+    assert model.measured is not None
+    (auc,) = [one for one in model.measured.figures["clean"] if one.name == "auc"]
+    assert asdict(auc) == {
+        "name": "auc",
+        "rule": "",
+        **{end: row["test"]["auc"][end] for end in ("value", "low", "high")},
+    }
     for point in model.choices["clean"].operating_points.values():
         assert f"| {point.rule} | {point.threshold:.3f} |" in text
     assert asdict(model.choices["clean"])["temperature"] == pytest.approx(row["temperature"])
