@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -26,16 +28,26 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.films import native
-from bench.machine import describe, show, write_section
+from bench.machine import describe, on_device, show, write_section
 from featcache import loading
 from featcache.backbones import Backbone, load_backbone
 from featcache.check import Scan, scan
 from featcache.decode import decode_for, eighths_for
+from featcache.engines import OnDevices
 from featcache.extraction import extract
 from featcache.forward import compile_forward
 from featcache.images import discover
 from featcache.progress import Progress
-from featcache.runtime import Compute, choose_precision, choose_runtime, choose_streams
+from featcache.runtime import (
+    Compute,
+    choose_batch_size,
+    choose_device,
+    choose_precision,
+    choose_runtime,
+    choose_streams,
+)
+from featcache.settings import usable_cores
+from featcache.spec import Precision
 
 PAPER = ("resnet50", "vgg19", "inception_v3", "efficientnet_b4")
 ROUNDS = 2
@@ -49,13 +61,18 @@ def main() -> None:
     arguments.add_argument("--thingsvision", type=Path, help="the Python of an environment that has thingsvision")
     arguments.add_argument("--seconds", type=float, default=20.0, help="of bare forward that each part is sized for")
     arguments.add_argument("--only", choices=["end", "limit", "peers", "once", "native"], nargs="*")
+    arguments.add_argument(
+        "--device", default="cpu", help="cuda: sections of its own, for all of the study's backbones"
+    )
+    arguments.add_argument("--processes", type=int, default=1, help="that share the device in the pass end to end")
     given = arguments.parse_args()
     films = scan(discover(given.data), given.data)
+    device = choose_device(given.device)
     parts: dict[str, Callable[[], list[str]]] = {
-        "end": lambda: end_to_end(films, given.data, given.seconds),
-        "limit": lambda: limit(),
-        "peers": lambda: peers(films, given.data, given.seconds, given.thingsvision),
-        "once": lambda: decode_once(films, given.data, given.seconds),
+        "end": lambda: end_to_end(films, given.data, given.seconds, device, given.processes),
+        "limit": lambda: limit(device),
+        "peers": lambda: peers(films, given.data, given.seconds, given.thingsvision, device),
+        "once": lambda: decode_once(films, given.data, given.seconds, device),
         "native": lambda: native(sorted(given.native.rglob("*.jpeg"))) if given.native else [],
     }
     titles = {
@@ -69,16 +86,17 @@ def main() -> None:
         if not given.only or name in given.only:
             lines = measure()
             if lines:
-                write_section(f"extract-{name}", titles[name], [*lines, "", *describe()])
+                section, title = on_device(f"extract-{name}", titles[name], device)
+                write_section(section, title, [*lines, "", *describe(device)])
 
 
 # --- what is measured ---
 
 
-def bare_rate(backbone: Backbone, seconds: float, batch_size: int = 8) -> float:
+def bare_rate(backbone: Backbone, seconds: float, device: str) -> float:
     """Images a second of the best way that we know to run the network on pixels already in memory."""
     compute = Compute()
-    device = "cpu"
+    batch_size = choose_batch_size(None, device)
     runtime = choose_runtime("auto", device)
     forward = compile_forward(
         backbone, batch_size, runtime=runtime, precision=choose_precision("auto", device), device=device
@@ -94,7 +112,9 @@ def bare_rate(backbone: Backbone, seconds: float, batch_size: int = 8) -> float:
         return done / (time.perf_counter() - started)
 
 
-def pass_rate(films: Scan, root: Path, backbones: Sequence[Backbone], views: int = 1) -> tuple[float, float]:
+def pass_rate(
+    films: Scan, root: Path, backbones: Sequence[Backbone], device: str, views: int = 1, processes: int = 1
+) -> tuple[float, float]:
     """Images a second from the first hash to the last byte written, and MiB by which the process grew on the way.
 
     Loading and compiling networks is not counted; growth is that from a quarter of the images to the last.
@@ -107,11 +127,15 @@ def pass_rate(films: Scan, root: Path, backbones: Sequence[Backbone], views: int
         if now.images_done in (now.images_total // 4, now.images_total):
             held.append(resident())
 
+    # A table that gives hashes is taken at its word.
+    named = dataclasses.replace(films.table, sha256=np.full_like(films.table.sha256, ""))
+    engine = OnDevices([device] * processes) if processes > 1 else None
     with tempfile.TemporaryDirectory() as cache:
         started = time.perf_counter()
-        again = scan(films.table, root)
+        again = scan(named, root, threads=max(2, usable_cores()))
         hashed = time.perf_counter() - started
-        extract(again, root, Path(cache), backbones, views=views, on_progress=begun)
+        how: dict[str, Any] = {"views": views, "compute": Compute(device=device), "engine": engine}
+        extract(again, root, Path(cache), backbones, on_progress=begun, **how)
         seconds = hashed + time.perf_counter() - first[0]
     return (len(films.table) - 1) / seconds, held[-1] - held[0]
 
@@ -128,88 +152,96 @@ def some(films: Scan, count: int) -> Scan:
     return Scan(table=films.table.take(np.arange(0, len(films.table), step)), quarantined=(), odd=())
 
 
-def end_to_end(films: Scan, root: Path, seconds: float) -> list[str]:
-    """Point 1: rate of the whole pass over that of the bare forward."""
+def end_to_end(films: Scan, root: Path, seconds: float, device: str, processes: int) -> list[str]:
+    """Point 1: rate of the whole pass over that of the bare forward, in views."""
     rows = []
-    for name, weights in (("efficientnet_lite0", None), ("resnet50", "random")):
+    few = [("efficientnet_lite0", None, 1), ("resnet50", "random", 1)]
+    many = [(name, "random", views) for name in PAPER for views in (1, 4)]
+    for name, weights, views in few if device == "cpu" else many:
         backbone = load_backbone(name, weights)
-        sample = some(films, max(640, int(bare_rate(backbone, 2) * seconds)))
+        sample = some(films, max(640, int(bare_rate(backbone, 2, device) * seconds / views)))
         ratios, bares, passes, grown = [], [], [], []
         for _ in range(ROUNDS):
-            before = bare_rate(backbone, seconds / 4)
-            rate, growth = pass_rate(sample, root, [backbone])
+            before = bare_rate(backbone, seconds / 4, device)
+            rate, growth = pass_rate(sample, root, [backbone], device, views, processes)
             grown.append(growth)
-            bare = (before + bare_rate(backbone, seconds / 4)) / 2
-            ratios.append(rate / bare)
+            bare = (before + bare_rate(backbone, seconds / 4, device)) / 2
+            ratios.append(rate * views / bare)
             bares.append(bare)
-            passes.append(rate)
+            passes.append(rate * views)
         rates = [f"{statistics.median(found):.1f}" for found in (bares, passes)]
-        rows.append([name, str(len(sample.table)), *rates, *spread(ratios), f"{statistics.median(grown):+.0f}"])
-    header = ["backbone", "images", "bare forward, img/s", "whole pass, img/s", "ratio", "least … most", "growth, MiB"]
-    return show(header, rows)
+        growth = f"{statistics.median(grown):+.0f}"
+        rows.append([name, str(len(sample.table)), str(views), *rates, *spread(ratios), growth])
+    header = ["backbone", "images", "views", "bare forward, views/s", "whole pass, views/s", "ratio", "least … most"]
+    at_once = [f"{processes} processes share the device and the cores.", ""] if processes > 1 else []
+    return [*at_once, *show([*header, "growth, MiB"], rows)]
 
 
-def ceiling(seconds: float = 2.0) -> float:
-    """The best rate of float32 matrix products, in GFLOP/s, over some sizes."""
+def ceiling(device: str, precision: Precision, seconds: float = 2.0) -> float:
+    """The best rate of matrix products in a precision, in GFLOP/s, over some sizes."""
     best = 0.0
-    for size in (1024, 2048, 3072):
-        left, right = torch.rand(size, size), torch.rand(size, size)
-        torch.mm(left, right)
+    for size in (1024, 2048, 3072) if device == "cpu" else (4096, 8192):
+        left, right = (torch.randn(size, size, device=device, dtype=getattr(torch, precision)) for _ in range(2))
+        torch.mm(left, right)[0, 0].item()
         started, done = time.perf_counter(), 0
         while time.perf_counter() - started < seconds:
-            torch.mm(left, right)
-            done += 1
+            for _ in range(1 if device == "cpu" else 20):
+                product = torch.mm(left, right)
+                done += 1
+            product[0, 0].item()  # Waits for a GPU.
         best = max(best, 2 * size**3 * done / (time.perf_counter() - started) / 1e9)
     return best
 
 
-def limit() -> list[str]:
+def limit(device: str) -> list[str]:
     """Point 2: share of the matrix-product ceiling, and likeness to the plain float32 feature."""
     rows = []
+    precision = choose_precision("auto", device)
     for name in PAPER:
         backbone = load_backbone(name, "random")
         side = backbone.preprocessing.image_size
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             backbone.network(torch.zeros((1, 3, side, side), dtype=torch.uint8))
         work = counter.get_total_flops() / 1e9
-        top, rate = ceiling(), bare_rate(backbone, 8)
+        top, rate = ceiling(device, precision), bare_rate(backbone, 8, device)
         rows.append([name, str(side), f"{work:.1f}", f"{rate:.1f}", f"{work * rate:.0f}", f"{top:.0f}",
-                     f"{100 * work * rate / top:.0f} %", f"{likeness(backbone):.6f}"])  # fmt: skip
-    header = ["backbone", "pixels", "GFLOP an image", "img/s", "GFLOP/s", "float32 products, GFLOP/s", "share",
+                     f"{100 * work * rate / top:.0f} %", f"{likeness(backbone, device):.6f}"])  # fmt: skip
+    header = ["backbone", "pixels", "GFLOP an image", "img/s", "GFLOP/s", f"{precision} products, GFLOP/s", "share",
               "least cosine to eager float32"]  # fmt: skip
     return show(header, rows)
 
 
-def likeness(backbone: Backbone, batch_size: int = 8) -> float:
-    """Least cosine between a feature as we compute it and as eager torch does in float32."""
+def likeness(backbone: Backbone, device: str, batch_size: int = 8) -> float:
+    """Least cosine between a feature as we compute it and as eager torch does in float32 on the processor."""
     side = backbone.preprocessing.image_size
     row, column = np.mgrid[:side, :side] / side
     waves = np.random.default_rng(0).uniform(1, 20, (batch_size * 3, 2))
     pixels = np.array([127 + 127 * np.sin(a * row + b * column) for a, b in waves], np.uint8)
     pixels = pixels.reshape(batch_size, 3, side, side)
-    ours = compile_forward(
-        backbone, batch_size, runtime="openvino", precision=choose_precision("auto", "cpu"), device="cpu"
-    )(pixels)
     with torch.no_grad():
-        plain = backbone.network(torch.from_numpy(pixels)).numpy()
+        plain = backbone.network.to("cpu")(torch.from_numpy(pixels)).numpy()
+    precision = choose_precision("auto", device)
+    runtime = choose_runtime("auto", device)
+    ours = compile_forward(backbone, batch_size, runtime=runtime, precision=precision, device=device)(pixels)
     return float((np.sum(ours * plain, 1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(plain, axis=1)).min())
 
 
-def peers(films: Scan, root: Path, seconds: float, thingsvision: Path | None) -> list[str]:
+def peers(films: Scan, root: Path, seconds: float, thingsvision: Path | None, device: str) -> list[str]:
     """Point 3: our rate over those of the usual loop and of thingsvision, on the same images."""
-    starts = {"DataLoader + Pillow + timm + torch.save": [sys.executable, "-m", "bench.usual_loop", "{name}", "random"]}
+    usual = [sys.executable, "-m", "bench.usual_loop", "{name}", "random", device]
+    starts = {"DataLoader + Pillow + timm + torch.save": usual}
     if thingsvision:
         script = Path(__file__).with_name("thingsvision_peer.py")
         starts["thingsvision"] = [str(thingsvision.absolute()), str(script), "{name}"]
     rows = []
     for name in PAPER:
         backbone = load_backbone(name, "random")
-        sample = some(films, int(bare_rate(backbone, 2) * seconds / 2))
+        sample = some(films, int(bare_rate(backbone, 2, device) * seconds / 2))
         files = [str(root / image_id) for image_id in sample.table.image_id]
         for peer, start in starts.items():
             ratios, ours, theirs = [], [], []
             for _ in range(ROUNDS):
-                rate, _ = pass_rate(sample, root, [backbone])
+                rate, _ = pass_rate(sample, root, [backbone], device)
                 needed = peer_seconds([word.format(name=name) for word in start], files)
                 ratios.append(rate * needed / len(files))
                 ours.append(rate)
@@ -232,18 +264,18 @@ def peer_seconds(start: Sequence[str], files: Sequence[str]) -> float:
     return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
 
 
-def decode_once(films: Scan, root: Path, seconds: float) -> list[str]:
+def decode_once(films: Scan, root: Path, seconds: float, device: str) -> list[str]:
     """Point 4: time of two backbones and eight views over the sum of the bare forwards; files decoded."""
-    views, names = 8, (("efficientnet_lite0", None), ("resnet50", "random"))
+    views, names = 8, (("efficientnet_lite0", None if device == "cpu" else "random"), ("resnet50", "random"))
     backbones = [load_backbone(name, weights) for name, weights in names]
-    bare = [bare_rate(backbone, 3) for backbone in backbones]
+    bare = [bare_rate(backbone, 3, device) for backbone in backbones]
     sample = some(films, int(2 * seconds / views / sum(1 / rate for rate in bare)))
     ratios, counts = [], []
     for _ in range(ROUNDS):
-        before = [bare_rate(backbone, seconds / 8) for backbone in backbones]
+        before = [bare_rate(backbone, seconds / 8, device) for backbone in backbones]
         with mock.patch.object(loading, "decode_for", side_effect=decode_for) as decoded:
-            rate, _ = pass_rate(sample, root, backbones, views)
-        after = [bare_rate(backbone, seconds / 8) for backbone in backbones]
+            rate, _ = pass_rate(sample, root, backbones, device, views)
+        after = [bare_rate(backbone, seconds / 8, device) for backbone in backbones]
         needed = views * sum(2 / (a + b) for a, b in zip(before, after, strict=True))
         ratios.append(1 / rate / needed)
         # A file is decoded once a size; backbones whose floors give the same size share it.

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from bench.machine import describe, show, write_section
+from bench.machine import describe, on_device, show, write_section
 from bench.usual_heads import usual_loop
-from featcache.runtime import has_fast_bfloat16
+from featcache.runtime import choose_device, has_fast_bfloat16
 from heads import HeadConfig, Samples, fit, grid
 
 TRAIN, VAL, BATCH, HIDDEN = 4173, 1043, 256, 256
@@ -44,18 +44,24 @@ def main() -> None:
     arguments.add_argument("--epochs", type=int, default=2, help="epochs of that grid")
     arguments.add_argument("--only", choices=["rate", "table", "linear", "bfloat16"], nargs="*")
     arguments.add_argument("--dry", action="store_true", help="print the tables, write nothing")
+    arguments.add_argument("--device", default="cpu", help="cuda: sections of its own")
     given = arguments.parse_args()
+    device = choose_device(given.device)
     parts: dict[str, tuple[str, Callable[[], list[str]]]] = {
-        "rate": ("A grid of heads against the machine and the usual loop", lambda: rate(given.heads, given.epochs)),
-        "table": ("The study's table from features in memory", table),
-        "linear": ("A thousand linear heads", linear),
-        "bfloat16": ("Heads in bfloat16", lambda: bfloat16(given.heads, given.epochs)),
+        "rate": (
+            "A grid of heads against the machine and the usual loop",
+            lambda: rate(given.heads, given.epochs, device),
+        ),
+        "table": ("The study's table from features in memory", lambda: table(device)),
+        "linear": ("A thousand linear heads", lambda: linear(device)),
+        "bfloat16": ("Heads in bfloat16", lambda: bfloat16(given.heads, given.epochs, device)),
     }
     for name, (title, measure) in parts.items():
         if not given.only or name in given.only:
             lines = measure()
             if not given.dry:
-                write_section(f"heads-{name}", title, [*lines, "", *describe()])
+                section, title = on_device(f"heads-{name}", title, device)
+                write_section(section, title, [*lines, "", *describe(device)])
 
 
 # --- what is measured ---
@@ -76,10 +82,17 @@ def splits(width: int) -> tuple[Samples, Samples]:
     return drawn(TRAIN, width, 1), drawn(VAL, width, 2)
 
 
-def sgemm_rate(times: int = 3) -> float:
+def sgemm_rate(device: str = "cpu", times: int = 3) -> float:
     """GFLOP/s of a product of two large square matrices in float32, the best of some."""
-    one, other = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
-    return 2 * SIDE**3 / min(seconds(partial(torch.mm, one, other)) for _ in range(times)) / 1e9
+    one, other = (torch.randn(SIDE, SIDE, device=device) for _ in range(2))
+    products = 1 if device == "cpu" else 20
+
+    def multiply() -> float:
+        for _ in range(products):
+            product = torch.mm(one, other)
+        return product[0, 0].item()  # Waits for a GPU.
+
+    return 2 * SIDE**3 * products / min(seconds(multiply) for _ in range(times)) / 1e9
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -100,7 +113,7 @@ def in_turn(rounds: int, **candidates: Callable[[], float]) -> Iterator[dict[str
         yield {name: measure() for name, measure in candidates.items()}
 
 
-def rate(heads: int, epochs: int) -> list[str]:
+def rate(heads: int, epochs: int, device: str) -> list[str]:
     """A grid's GFLOP/s as a share of sgemm's, and its heads a second against two usual loops."""
     rows = []
     for width in WIDTHS:
@@ -118,10 +131,10 @@ def rate(heads: int, epochs: int) -> list[str]:
             }
             for found in in_turn(
                 ROUNDS,
-                sgemm=sgemm_rate,
-                grid=partial(seconds, partial(fit, train, val, configs)),
-                loader=partial(seconds, partial(usual_loop, train, val, usual, loader=True)),
-                sliced=partial(seconds, partial(usual_loop, train, val, usual, loader=False)),
+                sgemm=partial(sgemm_rate, device),
+                grid=partial(seconds, partial(fit, train, val, configs, device=device)),
+                loader=partial(seconds, partial(usual_loop, train, val, usual, loader=True, device=device)),
+                sliced=partial(seconds, partial(usual_loop, train, val, usual, loader=False, device=device)),
             )
         ]
         middle = {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
@@ -157,13 +170,13 @@ def _between(values: Sequence[float], form: str) -> str:
     return f"{middle} ({low} … {high})"
 
 
-def table() -> list[str]:
+def table(device: str) -> list[str]:
     """Seconds for the study's six rows, three seeds each."""
     data = {name: splits(width) for name, width, _ in PAPER}
     rows, total = [], 0.0
     for name, width, penalties in PAPER:
         configs = grid(hidden=[HIDDEN], l2=penalties, lr=[1e-3], seeds=range(3))
-        spent, fitted = timed(partial(fit, *data[name], configs))
+        spent, fitted = timed(partial(fit, *data[name], configs, device=device))
         total += spent
         epochs = sum(head.epochs_run for head in fitted)
         loss = statistics.fmean(head.history.val_loss[head.best_epoch] for head in fitted)
@@ -177,7 +190,7 @@ def table() -> list[str]:
     ]
 
 
-def linear(heads: int = 1000, width: int = 1280, sample: int = 12) -> list[str]:
+def linear(device: str, heads: int = 1000, width: int = 1280, sample: int = 12) -> list[str]:
     """Seconds for a grid of linear heads, and for scikit-learn's fits of the same penalties."""
     train, val = splits(width)
     path = np.geomspace(1e-6, 1e-1, heads)
@@ -196,7 +209,7 @@ def linear(heads: int = 1000, width: int = 1280, sample: int = 12) -> list[str]:
     rows = []
     peer = seconds(lambda: [one.fit(x, y) for one in peers]) / len(peers) * heads
     for name, configs in grids.items():
-        spent, fitted = timed(partial(fit, train, val, configs))
+        spent, fitted = timed(partial(fit, train, val, configs, device=device))
         epochs = sum(head.epochs_run for head in fitted)
         rows.append([name, str(epochs), f"{spent:.1f}", f"{peer:.0f}", f"{peer / spent:.1f}"])
     return [
@@ -209,9 +222,9 @@ def linear(heads: int = 1000, width: int = 1280, sample: int = 12) -> list[str]:
     ]
 
 
-def bfloat16(heads: int, epochs: int) -> list[str]:
+def bfloat16(heads: int, epochs: int, device: str) -> list[str]:
     """The rate in bfloat16 against float32, where the processor has such products."""
-    if not has_fast_bfloat16("cpu"):
+    if not has_fast_bfloat16(device):
         line = "Not measured: this processor has no products in bfloat16 (AVX512-BF16 or AMX), and `fit` refuses to"
         print(f"{line} emulate them.")
         return [line, "emulate them. What the path computes is tested, not how fast."]
@@ -221,7 +234,7 @@ def bfloat16(heads: int, epochs: int) -> list[str]:
     losses: dict[str, list[float]] = {"float32": [], "bfloat16": []}
 
     def measure(name: str, configs: Sequence[HeadConfig]) -> float:
-        spent, fitted = timed(partial(fit, train, val, configs))
+        spent, fitted = timed(partial(fit, train, val, configs, device=device))
         losses[name] = [head.history.val_loss[head.best_epoch] for head in fitted]
         return spent
 

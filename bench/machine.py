@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from featcache import atomic
+from featcache.hardware import device_in_words
 
 BENCHMARKS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
@@ -27,15 +28,22 @@ replace it. Ratios are of rates measured in turn within one run.
 PACKAGES = ("numpy", "h5py", "torch", "torchvision", "timm", "openvino", "pillow", "simplejpeg")
 
 
-def describe() -> list[str]:
+def on_device(section: str, title: str, device: str) -> tuple[str, str]:
+    """Name and title of a section: a GPU's stand beside the processor's."""
+    return (section, title) if device == "cpu" else (f"{section}-cuda", f"{title}, on a GPU")
+
+
+def describe(device: str = "cpu") -> list[str]:
     """The machine, what is installed, and the day, as lines for a section."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
     system = f"{platform.system()}, {platform.machine()}"
     packages = [f"{name} {found}" for name in ("cxr", *PACKAGES) if (found := _version(name))]
+    where = "" if device == "cpu" else f"{device_in_words(device)}; "
+    where += f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB"
     day = dt.datetime.now(dt.UTC).date().isoformat()
     return [
-        f"{day}; {_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB; {system}; load of 1, 5, 15 minutes {load}.",
+        f"{day}; {where}; {system}; load of 1, 5, 15 minutes {load}.",
         f"Python {platform.python_version()}, {', '.join(packages)}.",
     ]
 

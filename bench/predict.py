@@ -92,7 +92,7 @@ def rates(films: Scan, root: Path, model: Model, backbone: Backbone) -> list[str
     for number in range(ROUNDS):
         for which in ("extract", "predict") if number % 2 else ("predict", "extract"):
             if which == "extract":
-                extracts.append(pass_rate(films, root, [backbone])[0])
+                extracts.append(pass_rate(films, root, [backbone], "cpu")[0])
             else:
                 started = time.perf_counter()
                 with tempfile.TemporaryDirectory() as folder, new_text(Path(folder) / "answers.csv") as file:

@@ -13,7 +13,7 @@ from heads import HeadConfig, Samples
 from heads.training.samples import class_weights
 
 
-def usual_loop(train: Samples, val: Samples, config: HeadConfig, *, loader: bool) -> float:
+def usual_loop(train: Samples, val: Samples, config: HeadConfig, *, loader: bool, device: str = "cpu") -> float:
     """Train one head for all its epochs; return its last val loss.
 
     Args:
@@ -21,19 +21,23 @@ def usual_loop(train: Samples, val: Samples, config: HeadConfig, *, loader: bool
         val: the same.
         config: the head.
         loader: batches from a DataLoader that shuffles, or slices of a copy shuffled once an epoch.
+        device: where the head is; the slices' features too, the DataLoader's travel batch by batch.
     """
     x, y = torch.from_numpy(train.features[:, 0]).float(), torch.from_numpy(train.labels)
-    x_val, y_val = torch.from_numpy(val.features[:, 0]).float(), torch.from_numpy(val.labels)
+    x_val, y_val = torch.from_numpy(val.features[:, 0]).float().to(device), torch.from_numpy(val.labels).to(device)
     dense = nn.Linear(x.shape[1], config.hidden)
     norm = nn.BatchNorm1d(config.hidden, eps=1e-3)
-    head = nn.Sequential(dense, nn.ReLU(), norm, nn.Linear(config.hidden, train.classes))
+    head = nn.Sequential(dense, nn.ReLU(), norm, nn.Linear(config.hidden, train.classes)).to(device)
     optimiser = torch.optim.Adam(head.parameters(), lr=config.lr, eps=1e-7)
-    weight = torch.tensor(class_weights(train.labels, train.classes, config.class_weights))
+    weight = torch.tensor(class_weights(train.labels, train.classes, config.class_weights), device=device)
     batches = DataLoader(TensorDataset(x, y), batch_size=config.batch_size, shuffle=True)
+    if not loader:
+        x, y = x.to(device), y.to(device)
     loss = torch.zeros(())
     for _ in range(config.epochs):
         head.train()
         for features, labels in batches if loader else _slices(x, y, config.batch_size):
+            features, labels = features.to(device), labels.to(device)
             error = (cross_entropy(head(features), labels, reduction="none") * weight[labels]).mean()
             optimiser.zero_grad()
             objective = error + config.l2 * dense.weight.square().sum()
@@ -46,7 +50,7 @@ def usual_loop(train: Samples, val: Samples, config: HeadConfig, *, loader: bool
 
 
 def _slices(x: Tensor, y: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    order = torch.randperm(len(x))
+    order = torch.randperm(len(x), device=x.device)
     x, y = x[order], y[order]
     for start in range(0, len(x), batch_size):
         yield x[start : start + batch_size], y[start : start + batch_size]

@@ -1,6 +1,6 @@
 """What people write to keep a backbone's features: the peer that ``bench.extract`` measures against.
 
-It runs in a process of its own: ``python -m bench.usual_loop resnet50 random IMAGE…`` prints its seconds as JSON.
+It runs in a process of its own: ``python -m bench.usual_loop resnet50 random cpu IMAGE…`` prints its seconds as JSON.
 Loading the network is not counted, nor is it for cxr.
 """
 
@@ -22,6 +22,7 @@ from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader, Dataset
 
 from featcache.backbones import SHORT_NAMES, load_backbone
+from featcache.settings import usable_cores
 
 BATCH = 32
 
@@ -39,22 +40,22 @@ class Films(Dataset[torch.Tensor]):
         return self.transform(Image.open(self.files[index]).convert("RGB"))
 
 
-def loop(name: str, weights: str, files: Sequence[str]) -> float:
+def loop(name: str, weights: str, device: str, files: Sequence[str]) -> float:
     """DataLoader + Pillow + timm in float32, saved with torch.save; seconds."""
     backbone = load_backbone(name, None if weights == "pretrained" else weights)
-    model: Any = backbone.network.model  # timm's own module, without cxr's normalisation and pooling
+    model: Any = backbone.network.model.to(device)  # timm's own module, without cxr's normalisation and pooling
     config = resolve_model_data_config(timm.create_model(SHORT_NAMES.get(name, name)))  # type: ignore[no-untyped-call]
     transform = create_transform(**config, is_training=False)
     started = time.perf_counter()
     features = []
     with torch.no_grad():
-        for images in DataLoader(Films(files, transform), batch_size=BATCH, num_workers=2):
-            features.append(model.forward_features(images).mean((2, 3)))
+        for images in DataLoader(Films(files, transform), batch_size=BATCH, num_workers=usable_cores()):
+            features.append(model.forward_features(images.to(device)).mean((2, 3)).cpu())
     with tempfile.TemporaryDirectory() as folder:
         torch.save(torch.cat(features), Path(folder) / "features.pt")
     return time.perf_counter() - started
 
 
 if __name__ == "__main__":
-    network, given, *images = sys.argv[1:]
-    print(json.dumps({"seconds": loop(network, given, images)}))
+    network, given, place, *images = sys.argv[1:]
+    print(json.dumps({"seconds": loop(network, given, place, images)}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -58,6 +59,7 @@ class Runner:
                 return np.concatenate([forward(_stacked(piece, size))[: len(piece)] for piece in pieces]), size
             except (OutOfMemoryError, MemoryError) as error:
                 self._halve(size, error)
+            _let_go()
 
     def _halve(self, size: int, error: Exception) -> None:
         """Go on with half of ``size``, unless another batch has seen to it."""
@@ -72,6 +74,7 @@ class Runner:
                 return self.compile_for(self.batch_size)
             except OutOfMemoryError as error:
                 self._shrink(error)
+            _let_go()
 
     def _shrink(self, error: Exception) -> None:
         if self.batch_size == 1:
@@ -81,6 +84,15 @@ class Runner:
         half = self.batch_size // 2
         self.notes.append(f"{self.name}: out of memory for {self.batch_size} images at once, went on with {half}")
         self.batch_size = half
+
+
+def _let_go() -> None:
+    """Free what a failed try still holds on the device.
+
+    The error's frames name its tensors, and from Python 3.12 on a context manager on their way leaves them in a circle:
+    without this each try would find less room than the one before.
+    """
+    gc.collect()
 
 
 def _stacked(views: list[NDArray[np.uint8]], size: int) -> NDArray[np.uint8]:

@@ -110,8 +110,10 @@ def _require_map(backbone: Backbone, network: PooledNetwork) -> None:
     Raises:
         BackboneError: there is no map of places.
     """
+    black = torch.zeros((1, 3, *[backbone.preprocessing.image_size] * 2), dtype=torch.uint8)
     try:
         with torch.inference_mode():
-            network.last_map(torch.zeros((1, 3, *[backbone.preprocessing.image_size] * 2), dtype=torch.uint8))
+            # Where the network is: whoever predicts with it has moved it to a GPU.
+            network.last_map(black.to(network.mean.device))
     except BackboneError as error:
         raise BackboneError(f"what {backbone.name} sees cannot be shown: {error}") from error

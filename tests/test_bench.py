@@ -120,12 +120,12 @@ def test_the_heads_benchmark_measures_all_that_it_shows(monkeypatch: pytest.Monk
         assert all(float(cell.split()[0]) >= 0 for row in rows for cell in row[1:] if cell[:1].isdigit())
         return rows
 
-    assert len(figures(heads.rate(4, 1))) == len(heads.WIDTHS)
-    assert [row[2] for row in figures(heads.table())] == ["3", "6", "9"]
-    assert len(figures(heads.linear(heads=50, width=6, sample=2))) == 2
-    assert len(figures(heads.bfloat16(4, 1))) == 1
+    assert len(figures(heads.rate(4, 1, "cpu"))) == len(heads.WIDTHS)
+    assert [row[2] for row in figures(heads.table("cpu"))] == ["3", "6", "9"]
+    assert len(figures(heads.linear("cpu", heads=50, width=6, sample=2))) == 2
+    assert len(figures(heads.bfloat16(4, 1, "cpu"))) == 1
     monkeypatch.setattr(heads, "has_fast_bfloat16", lambda _: False)
-    assert heads.bfloat16(4, 1)[0].startswith("Not measured: this processor has no products in bfloat16")
+    assert heads.bfloat16(4, 1, "cpu")[0].startswith("Not measured: this processor has no products in bfloat16")
 
 
 def test_usual_loops_learn_what_a_head_learns() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import json
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from faults.conftest import COMPUTE, CarryOut, ExtractHere, command
 from faults.plans import BACKBONE, IMAGES, Plan
 from featcache import making
 from featcache.backbones import Backbone
+from featcache.batches import Runner
 from featcache.errors import BackboneError
 from featcache.forward import compile_forward
 from featcache.phantom import write_phantoms
@@ -105,6 +108,46 @@ def test_what_does_not_fit_is_halved_until_it_does_which_is_said_and_recorded(
     assert set(device.ran) == set(batch_sizes(summary.store)) == {fitting}
     assert rows_of(summary.store) == rows_of(store)
     assert verify_store(Path(summary.store)) == []
+
+
+@pytest.mark.parametrize("when", ["compile", "run"])
+def test_what_a_failed_try_holds_is_let_go_before_the_next(when: str) -> None:
+    """A batch on the device lies in the frames of the error, which may be a circle of their own."""
+    held: list[weakref.ref[Held]] = []
+
+    def fail(size: int) -> None:
+        assert [one() for one in held] == [None] * len(held)
+        if size > 2:
+            holder = Held()
+            holder.error = OutOfMemoryError(f"out of memory: no room for {size}")
+            holder.error.holder = holder  # type: ignore[attr-defined]
+            held.append(weakref.ref(holder))
+            raise holder.error
+
+    def compile_for(size: int) -> Forward:
+        if when == "compile":
+            fail(size)
+
+        def forward(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+            fail(size)
+            return np.zeros((len(pixels), 1), np.float32)
+
+        return forward
+
+    gc.disable()  # No collection may come in between by chance.
+    try:
+        runner = Runner("net", compile_for, 16, 1)
+        features, size = runner.submit([np.zeros((1, 4, 4), np.uint8)] * 3).result()
+        runner.close()
+    finally:
+        gc.enable()
+    assert (features.shape, size, len(held)) == ((3, 1), 2, 3)
+
+
+class Held:
+    """Stands for what lies on a device."""
+
+    error: OutOfMemoryError
 
 
 def test_several_batches_that_fail_at_once_are_halved_and_told_of_once(
