@@ -50,7 +50,6 @@ from featcache.settings import usable_cores
 from featcache.spec import Precision
 
 PAPER = ("resnet50", "vgg19", "inception_v3", "efficientnet_b4")
-ROUNDS = 2
 
 
 def main() -> None:
@@ -61,18 +60,18 @@ def main() -> None:
     arguments.add_argument("--thingsvision", type=Path, help="the Python of an environment that has thingsvision")
     arguments.add_argument("--seconds", type=float, default=20.0, help="of bare forward that each part is sized for")
     arguments.add_argument("--only", choices=["end", "limit", "peers", "once", "native"], nargs="*")
-    arguments.add_argument(
-        "--device", default="cpu", help="cuda: sections of its own, for all of the study's backbones"
-    )
-    arguments.add_argument("--processes", type=int, default=1, help="that share the device in the pass end to end")
+    arguments.add_argument("--device", default="cpu", help="cuda: sections of its own")
+    arguments.add_argument("--processes", type=int, default=1, help="that share the device in a pass")
+    arguments.add_argument("--backbones", nargs="*", default=PAPER)
+    arguments.add_argument("--rounds", type=int, default=2)
     given = arguments.parse_args()
-    films = scan(discover(given.data), given.data)
-    device = choose_device(given.device)
+    films = scan(discover(given.data), given.data, threads=max(2, usable_cores()))
+    given.device = choose_device(given.device)
     parts: dict[str, Callable[[], list[str]]] = {
-        "end": lambda: end_to_end(films, given.data, given.seconds, device, given.processes),
-        "limit": lambda: limit(device),
-        "peers": lambda: peers(films, given.data, given.seconds, given.thingsvision, device),
-        "once": lambda: decode_once(films, given.data, given.seconds, device),
+        "end": lambda: end_to_end(films, given),
+        "limit": lambda: limit(given),
+        "peers": lambda: peers(films, given),
+        "once": lambda: decode_once(films, given),
         "native": lambda: native(sorted(given.native.rglob("*.jpeg"))) if given.native else [],
     }
     titles = {
@@ -86,8 +85,8 @@ def main() -> None:
         if not given.only or name in given.only:
             lines = measure()
             if lines:
-                section, title = on_device(f"extract-{name}", titles[name], device)
-                write_section(section, title, [*lines, "", *describe(device)])
+                section, title = on_device(f"extract-{name}", titles[name], given.device)
+                write_section(section, title, [*lines, "", *describe(given.device)])
 
 
 # --- what is measured ---
@@ -95,7 +94,6 @@ def main() -> None:
 
 def bare_rate(backbone: Backbone, seconds: float, device: str) -> float:
     """Images a second of the best way that we know to run the network on pixels already in memory."""
-    compute = Compute()
     batch_size = choose_batch_size(None, device)
     runtime = choose_runtime("auto", device)
     forward = compile_forward(
@@ -103,7 +101,7 @@ def bare_rate(backbone: Backbone, seconds: float, device: str) -> float:
     )
     side = backbone.preprocessing.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (batch_size, 3, side, side), np.uint8)
-    streams = choose_streams(runtime, device, compute.threads)
+    streams = choose_streams(runtime, device, usable_cores())
     with ThreadPoolExecutor(streams) as pool:
         list(pool.map(forward, [pixels] * streams))
         started, done = time.perf_counter(), 0
@@ -152,32 +150,36 @@ def some(films: Scan, count: int) -> Scan:
     return Scan(table=films.table.take(np.arange(0, len(films.table), step)), quarantined=(), odd=())
 
 
-def end_to_end(films: Scan, root: Path, seconds: float, device: str, processes: int) -> list[str]:
+def end_to_end(films: Scan, given: argparse.Namespace) -> list[str]:
     """Point 1: rate of the whole pass over that of the bare forward, in views."""
     rows = []
-    few = [("efficientnet_lite0", None, 1), ("resnet50", "random", 1)]
-    many = [(name, "random", views) for name in PAPER for views in (1, 4)]
-    for name, weights, views in few if device == "cpu" else many:
+    here = [("efficientnet_lite0", None, 1), ("resnet50", "random", 1)]
+    there = [(name, "random", views) for name in given.backbones for views in (1, 4)]
+    for name, weights, views in here if given.device == "cpu" else there:
         backbone = load_backbone(name, weights)
-        sample = some(films, max(640, int(bare_rate(backbone, 2, device) * seconds / views)))
+        sample = some(films, max(640, int(bare_rate(backbone, 2, given.device) * given.seconds / views)))
         ratios, bares, passes, grown = [], [], [], []
-        for _ in range(ROUNDS):
-            before = bare_rate(backbone, seconds / 4, device)
-            rate, growth = pass_rate(sample, root, [backbone], device, views, processes)
+        for _ in range(given.rounds):
+            before = bare_rate(backbone, given.seconds / 4, given.device)
+            rate, growth = pass_rate(sample, given.data, [backbone], given.device, views, given.processes)
             grown.append(growth)
-            bare = (before + bare_rate(backbone, seconds / 4, device)) / 2
+            bare = (before + bare_rate(backbone, given.seconds / 4, given.device)) / 2
             ratios.append(rate * views / bare)
             bares.append(bare)
             passes.append(rate * views)
         rates = [f"{statistics.median(found):.1f}" for found in (bares, passes)]
-        growth = f"{statistics.median(grown):+.0f}"
-        rows.append([name, str(len(sample.table)), str(views), *rates, *spread(ratios), growth])
+        grew = f"{statistics.median(grown):+.0f}"
+        rows.append([name, str(len(sample.table)), str(views), *rates, *spread(ratios), grew])
     header = ["backbone", "images", "views", "bare forward, views/s", "whole pass, views/s", "ratio", "least … most"]
-    at_once = [f"{processes} processes share the device and the cores.", ""] if processes > 1 else []
-    return [*at_once, *show([*header, "growth, MiB"], rows)]
+    return [*at_once(given.processes), *show([*header, "growth, MiB"], rows)]
 
 
-def ceiling(device: str, precision: Precision, seconds: float = 2.0) -> float:
+def at_once(processes: int) -> list[str]:
+    """Said above a table of passes by several processes."""
+    return [f"{processes} processes share the device and the cores.", ""] if processes > 1 else []
+
+
+def ceiling(device: str, precision: Precision, seconds: float) -> float:
     """The best rate of matrix products in a precision, in GFLOP/s, over some sizes."""
     best = 0.0
     for size in (1024, 2048, 3072) if device == "cpu" else (4096, 8192):
@@ -193,17 +195,18 @@ def ceiling(device: str, precision: Precision, seconds: float = 2.0) -> float:
     return best
 
 
-def limit(device: str) -> list[str]:
+def limit(given: argparse.Namespace) -> list[str]:
     """Point 2: share of the matrix-product ceiling, and likeness to the plain float32 feature."""
-    rows = []
+    rows, device = [], given.device
     precision = choose_precision("auto", device)
-    for name in PAPER:
+    for name in given.backbones:
         backbone = load_backbone(name, "random")
         side = backbone.preprocessing.image_size
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             backbone.network(torch.zeros((1, 3, side, side), dtype=torch.uint8))
         work = counter.get_total_flops() / 1e9
-        top, rate = ceiling(device, precision), bare_rate(backbone, 8, device)
+        top = ceiling(device, precision, min(2.0, given.seconds / 8))
+        rate = bare_rate(backbone, min(8.0, given.seconds), device)
         rows.append([name, str(side), f"{work:.1f}", f"{rate:.1f}", f"{work * rate:.0f}", f"{top:.0f}",
                      f"{100 * work * rate / top:.0f} %", f"{likeness(backbone, device):.6f}"])  # fmt: skip
     header = ["backbone", "pixels", "GFLOP an image", "img/s", "GFLOP/s", f"{precision} products, GFLOP/s", "share",
@@ -226,22 +229,22 @@ def likeness(backbone: Backbone, device: str, batch_size: int = 8) -> float:
     return float((np.sum(ours * plain, 1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(plain, axis=1)).min())
 
 
-def peers(films: Scan, root: Path, seconds: float, thingsvision: Path | None, device: str) -> list[str]:
+def peers(films: Scan, given: argparse.Namespace) -> list[str]:
     """Point 3: our rate over those of the usual loop and of thingsvision, on the same images."""
-    usual = [sys.executable, "-m", "bench.usual_loop", "{name}", "random", device]
+    usual = [sys.executable, "-m", "bench.usual_loop", "{name}", "random", given.device]
     starts = {"DataLoader + Pillow + timm + torch.save": usual}
-    if thingsvision:
+    if given.thingsvision:
         script = Path(__file__).with_name("thingsvision_peer.py")
-        starts["thingsvision"] = [str(thingsvision.absolute()), str(script), "{name}"]
+        starts["thingsvision"] = [str(given.thingsvision.absolute()), str(script), "{name}"]
     rows = []
-    for name in PAPER:
+    for name in given.backbones:
         backbone = load_backbone(name, "random")
-        sample = some(films, int(bare_rate(backbone, 2, device) * seconds / 2))
-        files = [str(root / image_id) for image_id in sample.table.image_id]
+        sample = some(films, int(bare_rate(backbone, 2, given.device) * given.seconds / 2))
+        files = [str(given.data / image_id) for image_id in sample.table.image_id]
         for peer, start in starts.items():
             ratios, ours, theirs = [], [], []
-            for _ in range(ROUNDS):
-                rate, _ = pass_rate(sample, root, [backbone], device)
+            for _ in range(given.rounds):
+                rate, _ = pass_rate(sample, given.data, [backbone], given.device, 1, given.processes)
                 needed = peer_seconds([word.format(name=name) for word in start], files)
                 ratios.append(rate * needed / len(files))
                 ours.append(rate)
@@ -249,7 +252,7 @@ def peers(films: Scan, root: Path, seconds: float, thingsvision: Path | None, de
             rates = [f"{statistics.median(found):.1f}" for found in (theirs, ours)]
             rows.append([name, peer, str(len(files)), *rates, *spread(ratios)])
     header = ["backbone", "peer", "images", "peer, img/s", "cxr extract, img/s", "ratio", "least … most"]
-    return show(header, rows)
+    return [*at_once(given.processes), *show(header, rows)]
 
 
 def peer_seconds(start: Sequence[str], files: Sequence[str]) -> float:
@@ -264,24 +267,23 @@ def peer_seconds(start: Sequence[str], files: Sequence[str]) -> float:
     return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
 
 
-def decode_once(films: Scan, root: Path, seconds: float, device: str) -> list[str]:
+def decode_once(films: Scan, given: argparse.Namespace) -> list[str]:
     """Point 4: time of two backbones and eight views over the sum of the bare forwards; files decoded."""
-    views, names = 8, (("efficientnet_lite0", None if device == "cpu" else "random"), ("resnet50", "random"))
+    views, names = 8, (("efficientnet_lite0", None if given.device == "cpu" else "random"), ("resnet50", "random"))
     backbones = [load_backbone(name, weights) for name, weights in names]
-    bare = [bare_rate(backbone, 3, device) for backbone in backbones]
-    sample = some(films, int(2 * seconds / views / sum(1 / rate for rate in bare)))
+    bare = [bare_rate(backbone, 3, given.device) for backbone in backbones]
+    sample = some(films, int(2 * given.seconds / views / sum(1 / rate for rate in bare)))
     ratios, counts = [], []
-    for _ in range(ROUNDS):
-        before = [bare_rate(backbone, seconds / 8, device) for backbone in backbones]
+    for _ in range(given.rounds):
+        before = [bare_rate(backbone, given.seconds / 8, given.device) for backbone in backbones]
         with mock.patch.object(loading, "decode_for", side_effect=decode_for) as decoded:
-            rate, _ = pass_rate(sample, root, backbones, device, views)
-        after = [bare_rate(backbone, seconds / 8, device) for backbone in backbones]
+            rate, _ = pass_rate(sample, given.data, backbones, given.device, views)
+        after = [bare_rate(backbone, given.seconds / 8, given.device) for backbone in backbones]
         needed = views * sum(2 / (a + b) for a, b in zip(before, after, strict=True))
         ratios.append(1 / rate / needed)
         # A file is decoded once a size; backbones whose floors give the same size share it.
-        counts.append(
-            sum(len({_eighths(call.args[0], floor) for floor in call.args[1]}) for call in decoded.mock_calls)
-        )
+        sizes = [{_eighths(call.args[0], floor) for floor in call.args[1]} for call in decoded.mock_calls]
+        counts.append(sum(map(len, sizes)))
     distinct = len(set(sample.table.sha256))
     row = [" + ".join(b.name for b in backbones), str(views), str(distinct), str(max(counts)), *spread(ratios)]
     return show(["backbones", "views", "images", "decoded", "time / sum of bare forwards", "least … most"], [row])

@@ -129,7 +129,7 @@ def estimate(
         )
     to_do, rate = sum(len(rows) for _, rows in chunks), 0.0
     if chunks:
-        with closing(PartMaker(brief_of(root, jobs, views, compute), backbones)) as maker:
+        with closing(PartMaker(brief_of(scanned.table, root, jobs, views, compute), backbones)) as maker:
             rate = maker.rate(next(described(scanned, jobs, views, chunks)), PROBE_SECONDS)
     return Estimate(
         images=len(scanned.table),

@@ -24,7 +24,9 @@ from featcache.check import Quarantined, Scan
 from featcache.engines import Engine, InProcess
 from featcache.errors import DataError
 from featcache.hardware import device_in_words
+from featcache.images import ImageTable
 from featcache.index import exclusive, write_index
+from featcache.loading import are_small
 from featcache.parts import PartHeader
 from featcache.passes import Pass, note_pass
 from featcache.planning import Job, chunks_of, first_missing, plan
@@ -36,6 +38,12 @@ from featcache.work import Brief, Chunk
 
 PART_IMAGES = 256
 """Images a part: some seconds of work, so that little is lost in a kill, and few enough files."""
+
+CORES_A_PROCESS = 2
+"""Eight processes on 16 cores and one GPU read seven times what one does (docs/log.md)."""
+
+LONG_PASS = 30.0
+"""Seconds from which on it is worth while to start several processes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +143,7 @@ def extract(
     unreadable: dict[str, str] = {}
     elsewhere = np.zeros(len(jobs), np.int64)
     if chunks:
-        brief = brief_of(root, jobs, views, compute)
+        brief = brief_of(scanned.table, root, jobs, views, compute)
         with closing(engine(brief, described(scanned, jobs, views, chunks), clock)) as outcomes:
             for made in outcomes:
                 unreadable |= made.unreadable
@@ -145,6 +153,7 @@ def extract(
                     break
     _refuse(_rows_of(unreadable, scanned), strict=strict, left=len(set(scanned.table.sha256) - unreadable.keys()))
     progress = clock.progress()
+    clock.notes += _ways_to_read_faster(engine, progress, compute)
     mine = {scanned.table.sha256[row] for _, rows in chunks for row in rows} - unreadable.keys()
     summaries = [
         _finish(scanned, job, views, share, unreadable, mine, int(others), progress, tuple(clock.notes))
@@ -174,6 +183,16 @@ def _note(summaries: Sequence[Summary], compute: Compute) -> None:
                 note_pass(store, ended)
 
 
+def _ways_to_read_faster(engine: Engine, progress: Progress, compute: Compute) -> list[str]:
+    """What to say where the networks waited for one process to read, and there are cores for more."""
+    processes = compute.threads // CORES_A_PROCESS
+    alone = isinstance(engine, InProcess) and processes > 1
+    if not (alone and progress.limited_by == "decode" and progress.seconds > LONG_PASS):
+        return []
+    devices = ",".join([device_of(compute)] * processes)
+    return [f"the networks waited for images; {processes} processes read more than one: --devices {devices}"]
+
+
 def _refuse(lost: Sequence[Quarantined], *, strict: bool, left: int) -> None:
     """Stop where an unreadable image is fatal, or where nothing is left."""
     if lost and (strict or not left):
@@ -182,8 +201,8 @@ def _refuse(lost: Sequence[Quarantined], *, strict: bool, left: int) -> None:
         raise DataError(f"{first}{more}; " + ("--strict wants every image" if left else "no image can be used"))
 
 
-def brief_of(root: Path, jobs: Sequence[Job], views: int, compute: Compute) -> Brief:
-    """What holds for every chunk of a pass."""
+def brief_of(table: ImageTable, root: Path, jobs: Sequence[Job], views: int, compute: Compute) -> Brief:
+    """What holds for every chunk of a pass over the images of a table."""
     device = device_of(compute)
     return Brief(
         root=root,
@@ -194,6 +213,7 @@ def brief_of(root: Path, jobs: Sequence[Job], views: int, compute: Compute) -> B
         device=device,
         batch_size=choose_batch_size(compute.batch_size, device),
         threads=compute.threads,
+        small_films=are_small(table.height.astype(np.int64) * table.width),
     )
 
 

@@ -20,7 +20,7 @@ from featcache.decode import DICOM, decoder_of
 from featcache.errors import BackboneError, StoreError
 from featcache.forward import compile_forward
 from featcache.index import PARTS_NAME
-from featcache.loading import ImageViews, Rendering, Wanted, load_ahead
+from featcache.loading import ImageViews, Rendering, Wanted, decoders_for, load_ahead
 from featcache.parts import part_name, read_header, write_part
 from featcache.runtime import choose_streams
 from featcache.spec import FeatureSpec
@@ -43,6 +43,7 @@ class PartMaker:
         self.backbones = backbones
         self.runners: dict[int, Runner] = {}
         self.geometries = [geometry_of(spec) for spec in brief.specs]
+        self.decoders = decoders_for(brief.threads, small_films=brief.small_films)
 
     def make(self, chunks: Iterable[Chunk | None], on_images: OnImages = lambda *_: None) -> Iterator[Made]:
         """Make the parts of each chunk and yield what came of it, in order.
@@ -58,7 +59,7 @@ class PartMaker:
         work = (wanted for found in ahead for wanted in (self._work(found[0]) if found else [None]))
         unfinished: deque[Future[Made]] = deque()
         with (
-            load_ahead(self.brief.root, work, self.brief.threads) as images,
+            load_ahead(self.brief.root, work, self.decoders) as images,
             ThreadPoolExecutor(1, "write") as writer,
         ):
             writer.submit(int)  # Starts the thread while there is memory for one.
@@ -96,7 +97,7 @@ class PartMaker:
         work = (wanted for piece in ahead for wanted in self._work(piece))
         under_way: deque[_Parts] = deque()
         started, done = 0.0, -1
-        with load_ahead(self.brief.root, work, self.brief.threads) as images:
+        with load_ahead(self.brief.root, work, self.decoders) as images:
             while not started or time.perf_counter() - started < seconds:
                 under_way.append(self._computed(next(here), images, lambda *_: None)[0])
                 if len(under_way) > 2:

@@ -39,6 +39,7 @@ class Brief:
         device: where the networks run: ``cpu``, ``cuda`` or ``cuda:N``.
         batch_size: images a network sees at once.
         threads: threads that decode, and threads of a processor's network.
+        small_films: whether most images are so small that few threads read them best; see ``loading.decoders_for``.
     """
 
     root: Path
@@ -49,6 +50,7 @@ class Brief:
     device: str
     batch_size: int
     threads: int
+    small_films: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

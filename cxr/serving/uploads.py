@@ -17,6 +17,9 @@ from cxr.serving.problems import Overloaded, Problem
 RAW = ("image/jpeg", "image/png", "application/dicom", "application/octet-stream")
 """Media types of a body that is a film itself. Which kind it is, its bytes say."""
 
+UNSAID = "application/x-www-form-urlencoded"
+"""What curl says of ``--data-binary`` where it is told nothing: the bytes say better what they are."""
+
 FORM = "multipart/form-data"
 
 SPARE = 16 * 1024
@@ -100,7 +103,7 @@ async def read_upload(request: Request, limits: Limits, room: Room) -> list[byte
     """
     kind, options = parse_options_header(request.headers.get("content-type") or RAW[-1])
     media_type = kind.decode("latin-1").lower()
-    if media_type not in (*RAW, FORM):
+    if media_type not in (*RAW, UNSAID, FORM):
         raise Problem(415, f"a body of {', '.join(RAW)} or {FORM} is wanted", CLOSE)
     announced = request.headers.get("content-length", "")
     body = request.stream()

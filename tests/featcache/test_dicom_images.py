@@ -138,10 +138,10 @@ def test_parts_name_the_packages_that_decoded_them(films: Path, scanned: Scan, t
 
 def test_a_machine_that_decodes_otherwise_makes_no_parts(scanned: Scan, tiny: Backbone, tmp_path: Path) -> None:
     job = plan(scanned, tmp_path, tiny, 0, COMPUTE)
-    assert load_source(brief_of(tmp_path, [job], 1, COMPUTE), 0).name == tiny.name
+    assert load_source(brief_of(scanned.table, tmp_path, [job], 1, COMPUTE), 0).name == tiny.name
     other = replace(job, spec=replace(job.spec, decoder=job.spec.decoder.replace("pydicom-", "pydicom-9")))
     with pytest.raises(BackboneError, match="install the same packages"):
-        load_source(brief_of(tmp_path, [other], 1, COMPUTE), 0)
+        load_source(brief_of(scanned.table, tmp_path, [other], 1, COMPUTE), 0)
 
 
 # --- without the extra

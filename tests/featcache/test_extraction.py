@@ -25,9 +25,10 @@ from featcache.extraction import Summary, extract
 from featcache.forward import compile_forward
 from featcache.images import ImageTable, discover
 from featcache.index import INDEX_NAME, PARTS_NAME
+from featcache.loading import are_small, decoders_for
 from featcache.parts import read_header
 from featcache.planning import spec_of, store_folder
-from featcache.progress import Progress
+from featcache.progress import Clock, Progress
 from featcache.runtime import Compute
 from featcache.store import open_store
 from featcache.views import Geometry, render
@@ -447,3 +448,42 @@ def test_features_beyond_float16_are_kept(
     assert features.shape == (20, 3)
     assert features.max() > 65_504
     assert np.isfinite(features).all()
+
+
+@pytest.mark.parametrize(
+    ("threads", "limited_by", "seconds", "told"),
+    [
+        (8, "decode", 31.0, "4 processes read more than one: --devices cpu,cpu,cpu,cpu"),
+        (8, "compute", 31.0, ""),
+        (8, "decode", 29.0, ""),
+        (2, "decode", 31.0, ""),
+    ],
+)
+def test_who_waits_for_one_process_to_read_is_told_of_several(
+    threads: int,
+    limited_by: str,
+    seconds: float,
+    told: str,
+    phantoms: Path,
+    scanned_phantoms: Scan,
+    tiny: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited = seconds if limited_by == "decode" else 0.0
+    pace = Progress(images_done=88, images_total=88, seconds=seconds, waited_for_images=waited)
+    monkeypatch.setattr(Clock, "progress", lambda _: pace)
+    compute = dataclasses.replace(COMPUTE, threads=threads)
+    (summary,) = extract(scanned_phantoms, phantoms, tmp_path, [tiny], compute=compute)
+    assert bool(summary.notes) == bool(told)
+    assert all(told in note for note in summary.notes)
+
+
+def test_few_threads_read_small_films_and_all_of_them_large_ones() -> None:
+    small, large = np.array([224 * 224] * 3 + [4_000_000]), np.array([2_000_000] * 3 + [50_000])
+    assert (are_small(small), are_small(large)) == (True, False)
+    unknown = np.zeros(5, np.int64)
+    assert not are_small(unknown)
+    assert are_small(np.concatenate([unknown, small]))
+    assert (decoders_for(16, small_films=True), decoders_for(16, small_films=False)) == (4, 16)
+    assert decoders_for(2, small_films=True) == 2

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from dicom_files import SECRET, dicom
 from PIL import Image
-from served import films_of, make_service
+from served import ROOT, films_of, make_service
 from starlette.testclient import TestClient
 
 from cxr.serving.app import build_app
@@ -81,6 +81,17 @@ def test_views_are_averaged_as_the_predictor_averages_them(place: Path, films: l
         found = [asked(client, film)["probability"] for film in films[:6]]
         said = [averaging.predictor.predict([ImageFile(name="", data=film)])[0].probability for film in films[:6]]
     assert found == said
+
+
+def test_a_film_sent_by_curl_as_the_documents_show_it_is_answered(client: TestClient, films: list[bytes]) -> None:
+    lines = [line for name in ("serving.md", "guide.md") for line in (ROOT / "docs" / name).read_text().splitlines()]
+    shown = [line for line in lines if line.startswith("curl --data-binary @film.")]
+    assert len(shown) >= 2
+    assert not [line for line in shown if " -H " in line]  # so curl says what it says by itself
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    response = client.post("/predict", content=films[0], headers=kind)
+    assert response.json()["predictions"] == [asked(client, films[0])]
+    assert client.post("/predict", content=b"name=value", headers=kind).status_code == 415
 
 
 def test_films_of_a_form_are_answered_in_their_order_and_a_bad_one_spoils_no_other(
