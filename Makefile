@@ -35,8 +35,8 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench-extract: .venv/installed  ## extraction against the machine's limit and against peers: DATA=chest_xray NATIVE=films
-	$(BIN)/python -m bench.extract --data $(DATA) $(if $(NATIVE),--native $(NATIVE)) $(if $(THINGSVISION),--thingsvision $(THINGSVISION))
+bench-extract: .venv/installed  ## extraction against the machine's limit and against peers: DATA=chest_xray NATIVE=films DEVICE=cuda
+	$(BIN)/python -m bench.extract --data $(DATA) $(if $(DEVICE),--device $(DEVICE)) $(if $(NATIVE),--native $(NATIVE)) $(if $(THINGSVISION),--thingsvision $(THINGSVISION))
 
 bench-scale: .venv/installed  ## a million images: planning, opening, reading; writes its section of docs/benchmarks.md
 	$(BIN)/python -m bench.scale --write
@@ -45,7 +45,7 @@ bench-loading: .venv/installed  ## loading a store, and training from one that e
 	$(BIN)/python -m bench.loading --write
 
 bench-heads: .venv/installed  ## heads against the machine's matrix products, the usual loops and scikit-learn
-	$(BIN)/python -m bench.heads
+	$(BIN)/python -m bench.heads $(if $(DEVICE),--device $(DEVICE))
 
 bench-statistics: .venv/installed  ## intervals against peers, and a report of 200 rows; writes its section
 	$(BIN)/python -m bench.statistics --write
