@@ -18,19 +18,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.extract import pass_rate
+from bench.extract import bare_rate, pass_rate
 from bench.machine import describe, show, write_section
 from featcache.atomic import new_text
 from featcache.backbones import Backbone, load_backbone
 from featcache.check import Scan, scan
 from featcache.extraction import extract
 from featcache.films import load_film
-from featcache.forward import compile_forward
 from featcache.images import ImageTable, discover
 from featcache.loading import Rendering
 from featcache.making import geometry_of
-from featcache.settings import usable_cores
-from featcache.spec import Runtime
 from featcache.store import open_store
 from heads.experiments.experiment import run_experiment
 from heads.prediction.answers import as_text
@@ -121,13 +118,16 @@ def runtimes(films: Scan, root: Path, model: Model, backbone: Backbone, folder: 
             found: NDArray[np.float32] = judge(torch.from_numpy(batch))[0].numpy()
         return found
 
-    ran: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {"onnxruntime": graph, "torch, eager": eager}
-    ran["torch, an image a thread (features alone)"] = _forward(backbone, "torch")
-    ran["OpenVINO (features alone)"] = _forward(backbone, "openvino")
+    a_round = seconds / ROUNDS
+    ran: dict[str, Callable[[], float]] = {
+        "onnxruntime": lambda: rate(graph, pixels[:8], a_round),
+        "torch, eager": lambda: rate(eager, pixels[:8], a_round),
+        "OpenVINO, as extract and predict run it (features alone)": lambda: bare_rate(backbone, a_round, "cpu"),
+    }
     measured: dict[str, list[float]] = {name: [] for name in ran}
     for _ in range(ROUNDS):
-        for name, run in ran.items():
-            measured[name].append(rate(run, pixels[:8], seconds / ROUNDS))
+        for name, measure in ran.items():
+            measured[name].append(measure())
     with_graph = np.concatenate([graph(pixels[row : row + 8]) for row in range(0, len(pixels), 8)])
     with_torch = np.concatenate([eager(pixels[row : row + 8]) for row in range(0, len(pixels), 8)])
     said = Predictor(model, [backbone]).stream(paths)
@@ -144,10 +144,6 @@ def runtimes(films: Scan, root: Path, model: Model, backbone: Backbone, folder: 
     ]
     lines += [f"does, by {from_predict.max():.1e} at most and {np.median(from_predict):.1e} in the median."]
     return lines
-
-
-def _forward(backbone: Backbone, runtime: Runtime) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    return compile_forward(backbone, 8, runtime=runtime, precision="float32", device="cpu", threads=usable_cores())
 
 
 def clean_pixels(model: Model, paths: list[Path]) -> NDArray[np.uint8]:

@@ -155,8 +155,7 @@ def test_the_benchmark_of_predictions_measures_all_that_it_shows(
         "tiny_network:tiny",
         "onnxruntime",
         "torch, eager",
-        "torch, an image a thread (features alone)",
-        "OpenVINO (features alone)",
+        "OpenVINO, as extract and predict run it (features alone)",
     ]
     assert cells[2][1] == "88"
     assert all(float(row[1]) > 0 for row in cells if row[1][:1].isdigit())
