@@ -40,7 +40,8 @@ PART_IMAGES = 256
 """Images a part: some seconds of work, so that little is lost in a kill, and few enough files."""
 
 CORES_A_PROCESS = 2
-"""Eight processes on 16 cores and one GPU read seven times what one does (docs/log.md)."""
+MOST_PROCESSES = 8
+"""Eight on 16 cores and one GPU read seven times what one does (docs/log.md); each takes the memory of its networks."""
 
 LONG_PASS = 30.0
 """Seconds from which on it is worth while to start several processes."""
@@ -185,7 +186,7 @@ def _note(summaries: Sequence[Summary], compute: Compute) -> None:
 
 def _ways_to_read_faster(engine: Engine, progress: Progress, compute: Compute) -> list[str]:
     """What to say where the networks waited for one process to read, and there are cores for more."""
-    processes = compute.threads // CORES_A_PROCESS
+    processes = min(compute.threads // CORES_A_PROCESS, MOST_PROCESSES)
     alone = isinstance(engine, InProcess) and processes > 1
     if not (alone and progress.limited_by == "decode" and progress.seconds > LONG_PASS):
         return []

@@ -5,7 +5,6 @@ Networks trained on photographs hardly mind a negative; its outline is the oppos
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import UnreadableImageError
 from featcache.images import ImageTable
+from featcache.settings import usable_cores
 from featcache.spec import FeatureSpec
 
 SIDE = 8
@@ -52,14 +52,14 @@ def outlines_of(
         rows: which of them, [n].
         root: the folder that their ids are relative to.
         spec: says how a file becomes the clean view.
-        threads: readers; as many as there are cores when None.
+        threads: readers; as many as read best when None.
 
     Raises:
         UnreadableImageError: a file is missing, cannot be read, or has changed since the store was made; the message
             begins with the image's id.
     """
     # Here, so that those who have views need no torch.
-    from featcache.loading import Rendering, Wanted, load_ahead
+    from featcache.loading import Rendering, Wanted, are_small, decoders_for, load_ahead
     from featcache.making import geometry_of
 
     clean = Rendering(geometry=geometry_of(spec), floor=spec.decode_floor, views=range(1))
@@ -70,7 +70,8 @@ def outlines_of(
         for name, digest in zip(names, digests, strict=True)
     )
     found = np.empty((len(names), SIDE * SIDE), np.float32)
-    with load_ahead(root, work, threads or os.cpu_count() or 1) as images:
+    small = are_small(table.height[rows].astype(np.int64) * table.width[rows])
+    with load_ahead(root, work, threads or decoders_for(usable_cores(), small_films=small)) as images:
         for place, name, image in zip(found, names, images, strict=True):
             if image.reason:
                 raise UnreadableImageError(f"{name}: {image.reason}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+
 import torch
 from torch import nn
 
@@ -25,7 +28,8 @@ class Tiny(nn.Module):
         self.layers = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The last map."""
+        """The last map, not before ``TINY_NETWORK_SECONDS``."""
+        time.sleep(float(os.environ.get("TINY_NETWORK_SECONDS", "0")))
         maps: torch.Tensor = self.layers(pixels)
         return maps
 

@@ -57,7 +57,7 @@ def card_of(model: Model, kind: Kind, point: OperatingPoint | None) -> ModelCard
 
 
 def _figure(one: MeasuredFigure) -> FigureAnswer:
-    where = {"": "", HALF.rule: " at threshold 0.5"}.get(one.rule, f" at {one.rule}'s threshold")
+    where = {"": "", HALF.rule: " at threshold 0.5"}.get(one.rule, f" at the threshold for {one.rule}")
     return FigureAnswer(name=f"test {NAMES[one.name]}{where}", value=one.value, low=one.low, high=one.high)
 
 

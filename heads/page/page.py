@@ -143,4 +143,4 @@ def _decided_at(classes: int, rule: str | None) -> str:
     if classes != 2:
         empty = f"; {rule} sets a threshold of two classes, so what it would decide is left empty" if rule else ""
         return f"each image decided for its most probable class{empty}"
-    return "decided at threshold 0.5" if rule is None else f"decided at the threshold that {rule} chose on val"
+    return "decided at threshold 0.5" if rule is None else f"decided at the threshold set on val for {rule}"

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from served import films_of, make_place, running
+from served import QUICK, films_of, make_place, running
+from test_cli import done
 
 from browser.browsing import Opened, OpenPage, Scheme
 
@@ -112,6 +113,21 @@ def test_the_nearest_known_cases_are_shown_with_labels_and_distances(
         assert cases.nth(number).locator("img").evaluate("image => image.naturalWidth") > 0
 
 
+def test_a_bundle_has_a_page_with_its_figures_and_without_known_cases(
+    open_page: OpenPage, place: Path, film: Path, tmp_path: Path
+) -> None:
+    done("bundle", "--data", "films", "--head", "1", "--out", tmp_path / "model", cwd=place, **QUICK)
+    code = ("--backbone", "tiny_network:tiny")
+    with running(tmp_path, "--bundle", "model", *code) as (_, said):
+        page = open_page(said["url"])
+        page.page.wait_for_selector("#about:not([hidden])")
+        send(page, film)
+        assert not page.page.is_visible("#known")
+        assert "test AUC" in page.page.inner_text("#figures")
+        assert page.console == []
+        assert page.barriers() == []
+
+
 def test_a_bad_file_is_one_clear_sentence_and_the_answer_before_it_is_gone(
     open_page: OpenPage, address: str, film: Path, tmp_path: Path
 ) -> None:
@@ -138,6 +154,8 @@ def test_a_bad_file_is_one_clear_sentence_and_the_answer_before_it_is_gone(
 
 def test_a_film_is_chosen_by_the_keyboard_dropped_or_pasted(open_page: OpenPage, address: str, film: Path) -> None:
     page = open_page(address)
+    # A chooser is caught from the first listener on; one that begins to listen as the key goes down may be too late.
+    page.page.on("filechooser", lambda _: None)
     page.page.wait_for_selector("#about:not([hidden])")
     page.page.keyboard.press("Tab")
     assert page.page.evaluate("document.activeElement.id") == "file"

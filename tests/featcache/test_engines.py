@@ -69,15 +69,18 @@ def test_two_devices_write_the_bytes_of_one(run: Run, tmp_path: Path, undisturbe
 
 
 def test_processes_that_die_again_and_again_end_the_command_and_finished_parts_stay(
-    run: Run, tmp_path: Path, undisturbed: dict[str, bytes]
+    run: Run, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def murderous(_: Progress) -> None:
         for pid in children():
             os.kill(pid, signal.SIGKILL)
 
+    # So slow that none ends its part before the word of its first image, and death, have come.
+    monkeypatch.setenv("TINY_NETWORK_SECONDS", "0.3")
     with pytest.raises(EngineError, match=rf"^the process on cpu was killed by SIGKILL, as {DEATHS - 1} before it did"):
         run("killed", engine=OnDevices(["cpu"]), on_progress=murderous)
     assert children() == []
+    monkeypatch.delenv("TINY_NETWORK_SECONDS")
     run("killed")
     assert bytes_below(tmp_path / "killed") == undisturbed
 

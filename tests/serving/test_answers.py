@@ -213,7 +213,7 @@ def test_figures_are_of_the_threshold_and_the_views_that_decide_and_test_flagged
     for name, rule in (("sensitivity", "youden"), ("specificity", None)):
         wanted = report.test[kind].interval(name, rule)
         assert wanted is not None
-        found = told[f"test {name} at {'youden' + chr(39) + 's threshold' if rule else 'threshold 0.5'}"]
+        found = told[f"test {name} at {'the threshold for youden' if rule else 'threshold 0.5'}"]
         assert (found.value, found.low, found.high) == (wanted.value, wanted.low, wanted.high)
     assert len(told) == 5 + 4
     assert measured.flagged is not None

@@ -161,7 +161,11 @@ def test_a_bundle_is_served_without_store_or_data_set_with_the_figures_of_its_ru
     assert status == 200
     assert of_bundle == of_run
     assert not told["knows_cases"]
-    assert {str(one["name"]).partition(" at ")[2] for one in figures} == {"", "threshold 0.5", "youden's threshold"}
+    assert {str(one["name"]).partition(" at ")[2] for one in figures} == {
+        "",
+        "threshold 0.5",
+        "the threshold for youden",
+    }
     assert told["figures"] == figures
 
 

@@ -63,7 +63,13 @@ export function showModel(model) {
   place("about").hidden = false;
 }
 
-const nameOf = (point) => (point.split ? `the threshold that ${point.rule} chose on ${point.split}` : `threshold ${point.rule}`);
+// With its sign, unless it is shown as nothing.
+function signed(value) {
+  const digits = Math.abs(value).toFixed(1);
+  return Number(digits) === 0 ? digits : `${value > 0 ? "+" : "−"}${digits}`;
+}
+
+const nameOf = (point) => (point.split ? `the threshold set on ${point.split} for ${point.rule}` : `threshold ${point.rule}`);
 
 export function showAnswer(said, model, file) {
   place("answer").hidden = false;
@@ -108,7 +114,7 @@ function showFilm(said, model, file) {
   overlay.style.opacity = place("opacity").value / 100;
   place("overlay-words").textContent =
     `Orange speaks for ${model.positive}, blue against; the strongest colour is ${explanation.strongest.toFixed(1)} in log-odds, ` +
-    `the whole film, as it is and before probabilities are scaled, ${explanation.evidence >= 0 ? "+" : "−"}${Math.abs(explanation.evidence).toFixed(1)}. It shows what the head goes by, ` +
+    `the whole film, as it is and before probabilities are scaled, ${signed(explanation.evidence)}. It shows what the head goes by, ` +
     "right or wrong, in coarse cells: not where a disease is.";
 }
 

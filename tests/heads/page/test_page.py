@@ -170,7 +170,7 @@ def test_every_split_is_counted_by_itself(tmp_path: Path) -> None:
 
 def test_how_films_are_decided_is_told_by_their_classes(tmp_path: Path, dataset: Path) -> None:
     assert page_of(dataset).decided_at == "decided at threshold 0.5"
-    assert page_of(dataset, Shown(rule="youden")).decided_at == "decided at the threshold that youden chose on val"
+    assert page_of(dataset, Shown(rule="youden")).decided_at == "decided at the threshold set on val for youden"
     logits = split_logits(1, 30, 3)
     record = head(val=evaluate(logits.logits[0], logits.label))
     saved(tmp_path, run(record, classes=("NORMAL", "PNEUMONIA", "TUBERCULOSIS")), logits, logits)
