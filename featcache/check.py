@@ -67,7 +67,7 @@ def read_file(root: Path, image_id: str) -> bytes:
         if not _lies_within(root, path):
             raise UnreadableImageError("the link leads outside the data folder")
         if not path.is_file():
-            raise UnreadableImageError("no such file" if not path.exists() else _why_no_file(path))
+            raise UnreadableImageError(_why_no_file(path))
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_FILE_BYTES:
@@ -76,9 +76,6 @@ def read_file(root: Path, image_id: str) -> bytes:
             data = file.read(size)
     except OSError as error:
         raise UnreadableImageError(f"cannot be read: {error.strerror or error}") from error
-    except RuntimeError as error:
-        # What Python before 3.13 makes of links that lead in a circle.
-        raise UnreadableImageError("cannot be read: the link leads back to itself") from error
     if image_id.lower().endswith(JPEG_AND_PNG) and is_dicom(data):
         # Where a table gives the hashes, files of such names are not opened to learn whether DICOM is among them.
         raise UnreadableImageError("a DICOM file by the name of a JPEG or PNG: rename it to .dcm")
@@ -86,6 +83,12 @@ def read_file(root: Path, image_id: str) -> bytes:
 
 
 def _why_no_file(path: Path) -> str:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return "no such file"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         return "a folder that cannot be listed: Permission denied"
     return "not a plain file"
@@ -94,7 +97,8 @@ def _why_no_file(path: Path) -> str:
 def _lies_within(root: Path, path: Path) -> bool:
     """Whether a file lies below ``root``, all links followed."""
     if path.is_symlink():
-        return path.resolve().is_relative_to(root.resolve())
+        # Of links that lead in a circle Python's versions make different things in Path.resolve.
+        return Path(os.path.realpath(path)).is_relative_to(root.resolve())
     # Absolute, because what a relative path means changes with the working folder.
     return _folder_lies_within(root.absolute(), path.parent.absolute())
 
