@@ -176,7 +176,8 @@ def end_to_end(films: Scan, given: argparse.Namespace) -> list[str]:
 
 def at_once(processes: int) -> list[str]:
     """Said above a table of passes by several processes."""
-    return [f"{processes} processes share the device and the cores.", ""] if processes > 1 else []
+    said = f"{processes} processes share the device and the cores; growth is that of the one that started them."
+    return [said, ""] if processes > 1 else []
 
 
 def ceiling(device: str, precision: Precision, seconds: float) -> float:

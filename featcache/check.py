@@ -98,7 +98,7 @@ def _lies_within(root: Path, path: Path) -> bool:
     """Whether a file lies below ``root``, all links followed."""
     if path.is_symlink():
         # Of links that lead in a circle Python's versions make different things in Path.resolve.
-        return Path(os.path.realpath(path)).is_relative_to(root.resolve())
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
     # Absolute, because what a relative path means changes with the working folder.
     return _folder_lies_within(root.absolute(), path.parent.absolute())
 
@@ -106,7 +106,7 @@ def _lies_within(root: Path, path: Path) -> bool:
 @functools.lru_cache(4096)
 def _folder_lies_within(root: Path, folder: Path) -> bool:
     """The same for a folder, whose files are many: to follow the links of a path costs half of decoding its image."""
-    return folder.resolve().is_relative_to(root.resolve())
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root))
 
 
 def forget_folders() -> None:

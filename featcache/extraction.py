@@ -41,7 +41,7 @@ PART_IMAGES = 256
 
 CORES_A_PROCESS = 2
 MOST_PROCESSES = 8
-"""Eight on 16 cores and one GPU read seven times what one does (docs/log.md); each takes the memory of its networks."""
+"""Eight on 16 cores and one GPU read four times what one does (docs/log.md); each takes the memory of its networks."""
 
 LONG_PASS = 30.0
 """Seconds from which on it is worth while to start several processes."""
@@ -152,9 +152,9 @@ def extract(
                 clock.notes += made.notes
                 if strict and unreadable:
                     break
+        clock.notes += _ways_to_read_faster(engine, clock.progress(), brief)
     _refuse(_rows_of(unreadable, scanned), strict=strict, left=len(set(scanned.table.sha256) - unreadable.keys()))
     progress = clock.progress()
-    clock.notes += _ways_to_read_faster(engine, progress, compute)
     mine = {scanned.table.sha256[row] for _, rows in chunks for row in rows} - unreadable.keys()
     summaries = [
         _finish(scanned, job, views, share, unreadable, mine, int(others), progress, tuple(clock.notes))
@@ -184,13 +184,13 @@ def _note(summaries: Sequence[Summary], compute: Compute) -> None:
                 note_pass(store, ended)
 
 
-def _ways_to_read_faster(engine: Engine, progress: Progress, compute: Compute) -> list[str]:
-    """What to say where the networks waited for one process to read, and there are cores for more."""
-    processes = min(compute.threads // CORES_A_PROCESS, MOST_PROCESSES)
-    alone = isinstance(engine, InProcess) and processes > 1
+def _ways_to_read_faster(engine: Engine, progress: Progress, brief: Brief) -> list[str]:
+    """What to say where the networks waited for one process to read small films, and there are cores for more."""
+    processes = min(brief.threads // CORES_A_PROCESS, MOST_PROCESSES)
+    alone = isinstance(engine, InProcess) and brief.small_films and processes > 1
     if not (alone and progress.limited_by == "decode" and progress.seconds > LONG_PASS):
         return []
-    devices = ",".join([device_of(compute)] * processes)
+    devices = ",".join([brief.device] * processes)
     return [f"the networks waited for images; {processes} processes read more than one: --devices {devices}"]
 
 

@@ -34,13 +34,14 @@ class ModelCard:
     notes: tuple[str, ...] = ()
 
 
-def card_of(model: Model, kind: Kind, point: OperatingPoint | None) -> ModelCard:
+def card_of(model: Model, kind: Kind, point: OperatingPoint | None, views: int) -> ModelCard:
     """What test said of a model: at 0.5, and as its answers decide.
 
     Args:
         model: whose ``measured`` is told; None where test was not opened.
         kind: of the logits that are answered with.
         point: the operating point that decides.
+        views: over how many of them answers average.
     """
     measured = model.measured
     if measured is None:
@@ -48,6 +49,8 @@ def card_of(model: Model, kind: Kind, point: OperatingPoint | None) -> ModelCard
     rules = ("", HALF.rule, *([point.rule] if point is not None and point is not HALF else []))
     view = "clean view" if kind == "clean" else f"mean over {model.views} views"
     notes = [f"Figures are of {measured.n} test films of {measured.patients} patients, {view}; intervals by patient."]
+    if kind == "view_mean" and views != model.views:
+        notes.append(f"Answers average {views} views of a film.")
     if measured.flagged is not None:
         notes.append(f"Of the test films {100 * measured.flagged:.1f} % are flagged as unlike those the heads know.")
     if model.distance is not None:

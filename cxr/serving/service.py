@@ -65,7 +65,7 @@ class Service:
     ) -> None:
         self.predictor, self.limits = predictor, limits
         self.explainer, self.known, self.thumbnails = explainer, known, thumbnails
-        self.card = card_of(predictor.model, predictor.kind, predictor.point)
+        self.card = card_of(predictor.model, predictor.kind, predictor.point, predictor.views)
         self.admission = Admission(limits, lambda: self.batcher.given_up())
         self.metrics = Metrics(lambda: self.admission.films)
         self.batcher = MicroBatcher(predictor, limits, decoders=decoders, on_batch=self.metrics.batches.observe)

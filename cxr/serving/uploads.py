@@ -12,6 +12,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from cxr.serving.limits import Limits
+from cxr.serving.metrics import WENT_AWAY
 from cxr.serving.problems import Overloaded, Problem
 
 RAW = ("image/jpeg", "image/png", "application/dicom", "application/octet-stream")
@@ -99,7 +100,7 @@ async def read_upload(request: Request, limits: Limits, room: Room) -> list[byte
 
     Raises:
         Problem: 400 for a form that cannot be parsed, 413 for too many bytes or files, 415 for another media type, 422
-            for a form without a file, 503 for want of room.
+            for a form without a file, 499 where who sends went away, 503 for want of room.
     """
     kind, options = parse_options_header(request.headers.get("content-type") or RAW[-1])
     media_type = kind.decode("latin-1").lower()
@@ -114,7 +115,7 @@ async def read_upload(request: Request, limits: Limits, room: Room) -> list[byte
             return await _read_form(body, options.get(b"boundary", b""), limits, room)
         return [await _read_raw(body, limits, room)]
     except ClientDisconnect as error:
-        raise Problem(400, "the connection ended before the film") from error
+        raise Problem(WENT_AWAY, "the connection ended before the film") from error
 
 
 async def _read_raw(body: AsyncIterator[bytes], limits: Limits, room: Room) -> bytes:

@@ -101,7 +101,7 @@ def _front(model: Model, test: Tested, licence: str) -> str:
     for name, interval in figures.items():
         if interval is not None:
             said = f"{name} at threshold 0.5, 95 % interval {interval.low:.4f} to {interval.high:.4f}"
-            said = said.replace(" at threshold 0.5", "") if name == "auc" else said
+            said = said.replace(" at threshold 0.5", "") if name == "auc" or len(model.classes) != 2 else said
             lines += [
                 f"    - type: {HUB_NAMES[name]}",
                 f"      value: {interval.value:.4f}",

@@ -56,7 +56,7 @@ def look_at_test(row: Row, model: Model, root: Path | None = None) -> Tested:
         n=len(test.label),
         patients=len(set(test.patient_id)),
         flagged=_flagged(row, test, model, root),
-        figures={kind: _told(one) for kind, one in found.items()},
+        figures={kind: _told(one, HALF.rule if len(model.classes) == 2 else "") for kind, one in found.items()},
     )
     return Tested(figures=found["clean"], measured=measured)
 
@@ -80,14 +80,14 @@ def _figures(row: Row, test: SplitLogits, kind: Kind, resamples: Resamples) -> F
     )
 
 
-def _told(figures: Figures) -> tuple[MeasuredFigure, ...]:
-    """Those that have an interval: at 0.5, then at each operating point."""
+def _told(figures: Figures, half: str) -> tuple[MeasuredFigure, ...]:
+    """Those that have an interval: at 0.5, or ``half`` where that is no threshold, then at each operating point."""
     told = []
     for rule in (None, *figures.points):
         for name in NAMES if rule is None else DECIDED:
             found = figures.interval(name, rule)
             if found is not None:
-                at = (rule or HALF.rule) if name in DECIDED else ""
+                at = (rule or half) if name in DECIDED else ""
                 told.append(MeasuredFigure(name=name, rule=at, value=found.value, low=found.low, high=found.high))
     return tuple(told)
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.check import scan
-from featcache.errors import DataError
+from featcache.check import read_file, scan
+from featcache.errors import DataError, UnreadableImageError
 from featcache.images import ImageTable, discover, patient_of, positive_class, read_csv
 from featcache.phantom import phantom
 
@@ -323,6 +323,13 @@ def test_links_that_lead_out_are_quarantined_and_those_within_are_used(tmp_path:
         "PNEUMONIA/nowhere.png": "no such file",
         "PNEUMONIA/outer.png": "the link leads outside the data folder",
     }
+
+
+def test_a_folder_that_leads_in_a_circle_has_no_file_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("loop", "loop/film.jpeg"):
+        with pytest.raises(UnreadableImageError, match=r"^cannot be read: Too many levels of symbolic links$"):
+            read_file(tmp_path, name)
 
 
 def test_a_pipe_is_quarantined_and_not_waited_for(tmp_path: Path) -> None:

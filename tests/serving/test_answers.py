@@ -207,7 +207,8 @@ def test_figures_are_of_the_threshold_and_the_views_that_decide_and_test_flagged
     row = chosen_row(dataset, head=1)
     model = model_of_row(dataset, row, root)
     measured = measured_on_test(row, model, root)
-    card = card_of(replace(model, measured=measured), kind, model.point(kind, "youden"))
+    model, point = replace(model, measured=measured), model.point(kind, "youden")
+    card = card_of(model, kind, point, model.views if kind == "view_mean" else 1)
     told = {one.name: one for one in card.figures}
     (report,) = [one for one in build_report(dataset).rows if one.row.records[0].config.hidden == 8]
     for name, rule in (("sensitivity", "youden"), ("specificity", None)):
@@ -220,6 +221,8 @@ def test_figures_are_of_the_threshold_and_the_views_that_decide_and_test_flagged
     assert ("mean over 3 views" in card.notes[0]) == (kind == "view_mean")
     assert f"Of the test films {100 * measured.flagged:.1f} % are flagged" in card.notes[1]
     assert "another hospital" in card.notes[2]
+    notes = card_of(model, kind, point, 2).notes
+    assert ("Answers average 2 views of a film." in notes) == (kind == "view_mean")
 
 
 def test_a_model_without_a_map_of_places_says_so_and_answers_all_else(place: Path, films: list[bytes]) -> None:
