@@ -67,25 +67,19 @@ def main() -> None:
     given = arguments.parse_args()
     films = scan(discover(given.data), given.data, threads=max(2, usable_cores()))
     given.device = choose_device(given.device)
-    parts: dict[str, Callable[[], list[str]]] = {
-        "end": lambda: end_to_end(films, given),
-        "limit": lambda: limit(given),
-        "peers": lambda: peers(films, given),
-        "once": lambda: decode_once(films, given),
-        "native": lambda: native(sorted(given.native.rglob("*.jpeg"))) if given.native else [],
+    films_at_native_size = sorted(given.native.rglob("*.jpeg")) if given.native else []
+    parts: dict[str, tuple[str, Callable[[], list[str]]]] = {
+        "end": ("Extraction end to end against the bare forward", lambda: end_to_end(films, given)),
+        "limit": ("The bare forward against the machine's matrix products", lambda: limit(given)),
+        "peers": ("Against what people write", lambda: peers(films, given)),
+        "once": ("Two backbones, eight views, one decode", lambda: decode_once(films, given)),
+        "native": ("Films at native size", lambda: native(films_at_native_size) if films_at_native_size else []),
     }
-    titles = {
-        "end": "Extraction end to end against the bare forward",
-        "limit": "The bare forward against the machine's matrix products",
-        "peers": "Against what people write",
-        "once": "Two backbones, eight views, one decode",
-        "native": "Films at native size",
-    }
-    for name, measure in parts.items():
+    for name, (heading, measure) in parts.items():
         if not given.only or name in given.only:
             lines = measure()
             if lines:
-                section, title = on_device(f"extract-{name}", titles[name], given.device)
+                section, title = on_device(f"extract-{name}", heading, given.device)
                 write_section(section, title, [*lines, "", *describe(given.device)])
 
 

@@ -40,8 +40,8 @@ def pixels() -> NDArray[np.uint8]:
     return pictures.reshape(BATCH, 3, 224, 224)
 
 
-def network(name: str = "resnet18") -> Backbone:
-    return load_backbone(name, None if ":" in name else "random")
+def network() -> Backbone:
+    return load_backbone("resnet18", "random")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
