@@ -100,8 +100,8 @@ def _front(model: Model, test: Tested, licence: str) -> str:
     lines += ["      split: test", "    metrics:"]
     for name, interval in figures.items():
         if interval is not None:
-            said = f"{name} at threshold 0.5, 95 % interval {interval.low:.4f} to {interval.high:.4f}"
-            said = said.replace(" at threshold 0.5", "") if name == "auc" or len(model.classes) != 2 else said
+            where = "" if name == "auc" or len(model.classes) != 2 else " at threshold 0.5"
+            said = f"{name}{where}, 95 % interval {interval.low:.4f} to {interval.high:.4f}"
             lines += [
                 f"    - type: {HUB_NAMES[name]}",
                 f"      value: {interval.value:.4f}",

@@ -423,6 +423,17 @@ def test_who_goes_away_frees_his_place_and_costs_the_network_nothing(place: Path
     assert "cxr_batch_images_sum 8.0" in batches
 
 
+def test_who_goes_away_while_he_sends_is_counted_with_those_who_did_not_wait(place: Path, films: list[bytes]) -> None:
+    service = make_service(place)
+    try:
+        sent = _ask_by_hand(service, [films[0][:100]], hang=True, gone_after=0.05)
+        assert asyncio.run(sent)[0] == [499]
+        assert service.admission.films == service.admission.bytes == 0
+        assert 'cxr_requests_total{status="499"} 1.0' in service.metrics.exposition().decode()
+    finally:
+        service.close()
+
+
 async def _ask_by_hand(
     service: Service, chunks: list[bytes], *, hang: bool = False, gone_after: float | None = None
 ) -> tuple[list[int], bytes]:

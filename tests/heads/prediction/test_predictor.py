@@ -19,6 +19,7 @@ from featcache.store import open_store, store_folders
 from heads.choosing.decision import decide
 from heads.experiments.runs import load_logits, run_folders
 from heads.experiments.split_logits import read_logits
+from heads.prediction.bundle import load_bundle
 from heads.prediction.from_run import model_of_run
 from heads.prediction.model import Model, ModelChoices
 from heads.prediction.networks import backbones_of
@@ -234,6 +235,11 @@ def test_of_three_classes_the_likeliest_is_decided_and_there_is_no_threshold(pha
         assert f"--operating-point {rule}: " in asked.line_of_exit(2)
         assert "tells 3 classes apart and decides for the likeliest" in asked.err
     done("bundle", "--data", "films", "--out", "model", cwd=tmp_path, **quick)
+    # Nor does what goes with it speak of one.
+    measured = load_bundle(tmp_path / "model", code=["tiny_network:tiny"]).measured
+    assert measured is not None
+    assert {one.rule for of_kind in measured.figures.values() for one in of_kind} == {""}
+    assert "at threshold 0.5" not in (tmp_path / "model" / "README.md").read_text().split("\n---\n")[0]
     own = ("--backbone", "tiny_network:tiny")
     assert done("predict", "films/test", "--bundle", "model", *own, "--json", cwd=tmp_path).json == rows
     refused = cxr("predict", "films/test", "--bundle", "model", *own, "--operating-point", "0.5", cwd=tmp_path)
