@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import heads, machine, predict, scale, statistics, trust
 from bench.foreign import FAULTS, LESSER, blanks, noises, png
@@ -133,6 +134,7 @@ def test_usual_loops_learn_what_a_head_learns() -> None:
     config = HeadConfig(hidden=8, epochs=8, lr=1e-2, batch_size=32)
     (head,) = fit(train_split, val, [config])
     for loader in (True, False):
+        torch.manual_seed(0)  # What people write draws from torch's own generator.
         assert usual_loop(train_split, val, config, loader=loader) == pytest.approx(head.history.val_loss[-1], abs=0.1)
 
 
